@@ -1,0 +1,58 @@
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from .timm import convert_deit, convert_timm, export_timm
+from .transreid import convert_transreid, export_transreid
+
+StateDict = Mapping[str, Tensor]
+Converter = Callable[[StateDict], dict[str, Tensor]]
+
+CONVERTERS: dict[str, Converter] = {
+    'timm': convert_timm,
+    'deit': convert_deit,
+    'transreid': convert_transreid,
+}
+EXPORTERS: dict[str, Converter] = {
+    'timm': export_timm,
+    'deit': export_timm,
+    'transreid': export_transreid,
+}
+
+
+def convert_state_dict(state_dict: StateDict, source: str) -> dict[str, Tensor]:
+    """Rename the weights of another code base to vitdown's names.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): Weights, without ``module.`` and outer dicts.
+        source (str): A key of :data:`CONVERTERS`.
+
+    Returns:
+        dict[str, Tensor]: The same tensors under names such as ``backbone.layers.0.ln1.weight``.
+
+    Raises:
+        ValueError: For an unknown source, or weights that the source's models do not have.
+    """
+    return _lookup(CONVERTERS, source, 'source')(state_dict)
+
+
+def export_state_dict(state_dict: StateDict, target: str) -> dict[str, Tensor]:
+    """Rename vitdown's weights to those of another code base, the inverse of converting.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): State dict of a vitdown model (``backbone.`` ...).
+        target (str): A key of :data:`EXPORTERS`.
+
+    Returns:
+        dict[str, Tensor]: The same tensors under the target's names.
+
+    Raises:
+        ValueError: For an unknown target, or weights that it has no name for.
+    """
+    return _lookup(EXPORTERS, target, 'target')(state_dict)
+
+
+def _lookup(table: dict[str, Converter], name: str, what: str) -> Converter:
+    if name not in table:
+        raise ValueError(f'Unknown {what} {name!r}; choose from {sorted(table)}')
+    return table[name]

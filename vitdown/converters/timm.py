@@ -1,0 +1,71 @@
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .renaming import NamePair, rename
+
+# Parts of one encoder layer
+LAYER_PAIRS: list[NamePair] = [
+    ('norm1.{p}', 'ln1.{p}'),
+    ('norm2.{p}', 'ln2.{p}'),
+    ('attn.qkv.{p}', 'attn.qkv.{p}'),
+    ('attn.proj.{p}', 'attn.proj.{p}'),
+    ('mlp.fc1.{p}', 'ffn.layers.0.0.{p}'),
+    ('mlp.fc2.{p}', 'ffn.layers.1.{p}'),
+    ('ls1.gamma', 'attn.gamma1.weight'),
+    ('ls2.gamma', 'ffn.gamma2.scale'),
+]
+BACKBONE_PAIRS: list[NamePair] = [
+    ('cls_token', 'cls_token'),
+    ('pos_embed', 'pos_embed'),
+    ('patch_embed.proj.{p}', 'patch_embed.projection.{p}'),
+    ('norm_pre.{p}', 'pre_norm.{p}'),
+    ('norm.{p}', 'ln1.{p}'),
+    ('fc_norm.{p}', 'ln2.{p}'),
+    *((f'blocks.{{i}}.{foreign}', f'layers.{{i}}.{own}') for foreign, own in LAYER_PAIRS),
+]
+CLASSIFIER_PAIRS: list[NamePair] = [
+    ('head.{p}', 'head.layers.head.{p}'),
+    ('pre_logits.fc.{p}', 'head.layers.pre_logits.{p}'),
+]
+
+
+def with_prefix(pairs: list[NamePair], foreign: str = '', own: str = '') -> list[NamePair]:
+    """The pairs with a prefix before the names of each side."""
+    return [(foreign + a, own + b) for a, b in pairs]
+
+
+PAIRS = with_prefix(BACKBONE_PAIRS, own='backbone.') + CLASSIFIER_PAIRS
+
+
+def convert_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's ``VisionTransformer`` to an mmpretrain-style classifier (``backbone.``, ``head.``)."""
+    return rename(state_dict, PAIRS, 'timm')
+
+
+def convert_deit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DeiT checkpoints; of distilled ones the distillation token and its head are left out.
+
+    TransReID starts from the distilled checkpoints in the same way: the class token's weights
+    only.
+    """
+    state_dict = dict(state_dict)
+    if 'dist_token' in state_dict:
+        pos_embed = state_dict['pos_embed']
+        state_dict['pos_embed'] = pos_embed[:, [0, *range(2, pos_embed.shape[1])]]
+    kept = {k: v for k, v in state_dict.items() if k != 'dist_token' and 'head_dist' not in k}
+    return rename(kept, PAIRS, 'DeiT')
+
+
+def export_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Backbone (and linear classifier) of a vitdown model under timm's names.
+
+    Weights that a timm ViT has no place for (re-ID heads, side information) are an error, except
+    for a head other than mmpretrain's linear classifier, which is left out.
+    """
+    kept = {
+        key: value
+        for key, value in state_dict.items()
+        if not key.startswith('head.') or key.startswith('head.layers.')
+    }
+    return rename(kept, PAIRS, 'timm', reverse=True)

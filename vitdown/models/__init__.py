@@ -1,0 +1,5 @@
+from .backbones import *  # noqa: F403
+from .heads import *  # noqa: F403
+from .identifiers import *  # noqa: F403
+from .losses import *  # noqa: F403
+from .necks import *  # noqa: F403

@@ -1,0 +1,3 @@
+from .vision_transformer import TokenFeatures, VisionTransformer
+
+__all__ = ['TokenFeatures', 'VisionTransformer']

@@ -1,0 +1,301 @@
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.utils.checkpoint as cp
+from mmengine.model import ModuleList
+from mmengine.model.weight_init import trunc_normal_
+from mmpretrain.models.backbones import VisionTransformer as MMPretrainVisionTransformer
+from torch import Tensor, nn
+
+from vitdown.registry import MODELS
+
+from ..layers import (
+    SideInformationEmbedding,
+    TransformerEncoderLayer,
+    infer_grid,
+    resize_pos_embed,
+)
+from ..pretrained import load_pretrained
+
+
+@dataclass
+class TokenFeatures:
+    """What a plain ViT computes beyond its output tuple.
+
+    Attributes:
+        tokens (Tensor): ``(B, T, C)`` after the last layer, before the final norm; the class
+            token is at index 0.
+        normed_tokens (Tensor): ``tokens`` after the final norm (the same tensor without one).
+        last_layer_input (Tensor): ``(B, T, C)`` tokens that enter the last layer.
+        patch_resolution (tuple[int, int]): Grid ``(h, w)`` of the patch tokens.
+        attentions (tuple[Tensor, ...], optional): Head-averaged softmax attention of each layer,
+            ``(B, T, T)``, first layer first; rows sum to 1.
+    """
+
+    tokens: Tensor
+    normed_tokens: Tensor
+    last_layer_input: Tensor
+    patch_resolution: tuple[int, int]
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@MODELS.register_module()
+class VisionTransformer(MMPretrainVisionTransformer):
+    """Plain pre-norm ViT / DeiT, the backbone that vitdown's methods share.
+
+    mmpretrain's ``VisionTransformer`` (same parameter names, so its checkpoints load), with
+    rectangular inputs, overlapping patches, side information, gradient checkpointing and
+    :meth:`forward_tokens`. Architectures besides mmpretrain's: ``'vit-base'`` and ``'vit-small'``
+    (the early timm model: 8 layers, MLP ratio 3, no qkv bias, attention scale 768 ** -0.5), as in
+    TransReID.
+
+    Args:
+        arch (str | dict): Name, or a dict with ``embed_dims``, ``num_layers``, ``num_heads``,
+            ``feedforward_channels`` and optionally ``qkv_bias`` and ``qk_scale``.
+        img_size (int | tuple[int, int]): Usual input size ``(H, W)``; others work too.
+        patch_size (int): Side of a patch in pixels. Defaults to 16.
+        stride (int, optional): Step between patches, smaller than ``patch_size`` for overlapping
+            patches. Defaults to ``patch_size``.
+        sie (dict, optional): Arguments of :class:`SideInformationEmbedding`, e.g.
+            ``dict(num_cameras=6)``.
+        drop_path_rate (float): Stochastic depth, growing linearly over the layers.
+        attn_drop_rate (float): Dropout rate on attention weights. Defaults to 0.
+        qkv_bias (bool, optional): Defaults to the architecture's.
+        qk_scale (float, optional): Defaults to the architecture's.
+        with_cp (bool): Recompute layers in the backward pass to save memory. Defaults to False.
+        interpolate_mode (str): How position embeddings are resized. Defaults to ``'bilinear'``.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=..., source=...)`` loads
+            weights, converted from ``source`` (see :mod:`vitdown.converters`) and with an error
+            where they do not fit; None initialises as TransReID does.
+        layer_cfgs (dict | Sequence[dict]): Extra arguments of the layers.
+        **kwargs: Other arguments of mmpretrain's ``VisionTransformer`` (``out_type``,
+            ``out_indices``, ``final_norm``, ``frozen_stages``, ``norm_cfg`` ...).
+
+    Examples:
+        >>> import torch
+        >>> from vitdown.models.backbones import VisionTransformer
+        >>> model = VisionTransformer('deit-tiny', img_size=(256, 128), stride=12)
+        >>> model.patch_resolution
+        (21, 10)
+        >>> model(torch.rand(2, 3, 256, 128))[-1].shape
+        torch.Size([2, 192])
+    """
+
+    arch_zoo = {
+        **MMPretrainVisionTransformer.arch_zoo,
+        'vit-small': {
+            'embed_dims': 768,
+            'num_layers': 8,
+            'num_heads': 8,
+            'feedforward_channels': 768 * 3,
+            'qkv_bias': False,
+            'qk_scale': 768**-0.5,
+        },
+        'vit-base': MMPretrainVisionTransformer.arch_zoo['base'],
+    }
+
+    def __init__(
+        self,
+        arch: str | dict = 'deit-small',
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        stride: int | None = None,
+        sie: dict | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        qkv_bias: bool | None = None,
+        qk_scale: float | None = None,
+        with_cp: bool = False,
+        interpolate_mode: str = 'bilinear',
+        layer_scale_init_value: float = 0.0,
+        norm_cfg: dict = dict(type='LN', eps=1e-6),
+        frozen_stages: int = -1,
+        patch_cfg: dict | None = None,
+        layer_cfgs: dict | Sequence[dict] | None = None,
+        init_cfg: dict | None = None,
+        **kwargs,
+    ) -> None:
+        if isinstance(arch, str) and arch.lower() not in self.arch_zoo:
+            raise ValueError(
+                f'Unknown arch {arch!r}; choose from {sorted(self.arch_zoo)} or give a dict'
+            )
+        super().__init__(
+            arch=arch,
+            img_size=img_size,
+            patch_size=patch_size,
+            drop_rate=drop_rate,
+            interpolate_mode=interpolate_mode,
+            norm_cfg=norm_cfg,
+            patch_cfg=dict(stride=stride or patch_size, **(patch_cfg or {})),
+            init_cfg=init_cfg,
+            **kwargs,
+        )
+        if qkv_bias is None:
+            qkv_bias = self.arch_settings.get('qkv_bias', True)
+        if qk_scale is None:
+            qk_scale = self.arch_settings.get('qk_scale')
+        if layer_cfgs is None or isinstance(layer_cfgs, dict):
+            layer_cfgs = [layer_cfgs or {}] * self.num_layers
+        drop_path_rates = torch.linspace(0, drop_path_rate, self.num_layers).tolist()
+        self.layers = ModuleList(
+            TransformerEncoderLayer(
+                **{
+                    'embed_dims': self.embed_dims,
+                    'num_heads': self.arch_settings['num_heads'],
+                    'feedforward_channels': self.arch_settings['feedforward_channels'],
+                    'qkv_bias': qkv_bias,
+                    'qk_scale': qk_scale,
+                    'drop_rate': drop_rate,
+                    'attn_drop_rate': attn_drop_rate,
+                    'drop_path_rate': rate,
+                    'layer_scale_init_value': layer_scale_init_value,
+                    'norm_cfg': norm_cfg,
+                    **layer_cfg,
+                }
+            )
+            for rate, layer_cfg in zip(drop_path_rates, layer_cfgs)
+        )
+        self.sie = SideInformationEmbedding(self.embed_dims, **sie) if sie else None
+        self.with_cp = with_cp
+        self.frozen_stages = frozen_stages
+        self._freeze_stages()
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages > 0:
+            super()._freeze_stages()
+
+    def train(self, mode: bool = True) -> 'VisionTransformer':
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of ``init_cfg``, else initialise as TransReID and timm do."""
+        if self.init_cfg and self.init_cfg.get('type') == 'Pretrained':
+            load_pretrained(self, **{k: v for k, v in self.init_cfg.items() if k != 'type'})
+            return
+        super().init_weights()
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif name == 'patch_embed.projection':
+                fan_out = math.prod(module.kernel_size) * module.out_channels
+                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if self.cls_token is not None:
+            trunc_normal_(self.cls_token, std=0.02)
+
+    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        """Resize the position embedding of a checkpoint, also from a rectangular grid."""
+        name = prefix + 'pos_embed'
+        if name not in state_dict:
+            return
+        pos_embed = state_dict[name]
+        if not self.with_cls_token and pos_embed.shape[1] == self.pos_embed.shape[1] + 1:
+            pos_embed = pos_embed[:, 1:]
+        if pos_embed.shape[1] != self.pos_embed.shape[1]:
+            src_grid = infer_grid(pos_embed.shape[1] - self.num_extra_tokens, self.patch_resolution)
+            pos_embed = resize_pos_embed(
+                pos_embed,
+                self.patch_resolution,
+                src_grid,
+                self.interpolate_mode,
+                self.num_extra_tokens,
+            )
+        state_dict[name] = pos_embed
+
+    def embed_patches(
+        self,
+        x: Tensor,
+        camera_ids: Sequence[int] | None = None,
+        view_ids: Sequence[int] | None = None,
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens that enter the first layer.
+
+        Args:
+            x (Tensor): Images ``(B, 3, H, W)``.
+            camera_ids (Sequence[int], optional): 0-based cameras, needed with SIE on cameras.
+            view_ids (Sequence[int], optional): 0-based views, needed with SIE on views.
+
+        Returns:
+            tuple: Tokens ``(B, T, C)`` and the patch grid ``(h, w)``.
+        """
+        x, patch_resolution = self.patch_embed(x)
+        if self.cls_token is not None:
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        x = x + resize_pos_embed(
+            self.pos_embed,
+            patch_resolution,
+            self.patch_resolution,
+            self.interpolate_mode,
+            self.num_extra_tokens,
+        )
+        if self.sie is not None:
+            x = x + self.sie(self.sie.index(camera_ids, view_ids))
+        return self.pre_norm(self.drop_after_pos(x)), patch_resolution
+
+    def _run_layers(self, x: Tensor, need_weights: bool = False):
+        """Yield the tokens after each layer and its head-averaged attention (or None)."""
+        for layer in self.layers:
+            if self.with_cp and x.requires_grad:
+                x, weights = cp.checkpoint(layer, x, None, need_weights, use_reentrant=False)
+            else:
+                x, weights = layer(x, need_weights=need_weights)
+            yield x, weights.mean(dim=1) if need_weights else None
+
+    def forward_tokens(
+        self,
+        x: Tensor,
+        camera_ids: Sequence[int] | None = None,
+        view_ids: Sequence[int] | None = None,
+        need_attention: bool = False,
+    ) -> TokenFeatures:
+        """Run the network and return its tokens, for heads that need more than the output tuple.
+
+        Args:
+            x (Tensor): Images ``(B, 3, H, W)``.
+            camera_ids (Sequence[int], optional): See :meth:`embed_patches`.
+            view_ids (Sequence[int], optional): See :meth:`embed_patches`.
+            need_attention (bool): Also return each layer's attention. Defaults to False.
+        """
+        x, patch_resolution = self.embed_patches(x, camera_ids, view_ids)
+        attentions = []
+        last_layer_input = x
+        for i, (tokens, attention) in enumerate(self._run_layers(x, need_attention)):
+            if i == self.num_layers - 2:
+                last_layer_input = tokens
+            if need_attention:
+                attentions.append(attention)
+        return TokenFeatures(
+            tokens=tokens,
+            normed_tokens=self.ln1(tokens) if self.final_norm else tokens,
+            last_layer_input=last_layer_input,
+            patch_resolution=patch_resolution,
+            attentions=tuple(attentions) if need_attention else None,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        camera_ids: Sequence[int] | None = None,
+        view_ids: Sequence[int] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Features of the layers ``out_indices`` in the form ``out_type``.
+
+        Args:
+            x (Tensor): Images ``(B, 3, H, W)``.
+            camera_ids (Sequence[int], optional): See :meth:`embed_patches`.
+            view_ids (Sequence[int], optional): See :meth:`embed_patches`.
+        """
+        x, patch_resolution = self.embed_patches(x, camera_ids, view_ids)
+        outs = []
+        for i, (tokens, _) in enumerate(self._run_layers(x)):
+            if i == self.num_layers - 1 and self.final_norm:
+                tokens = self.ln1(tokens)
+            if i in self.out_indices:
+                outs.append(self._format_output(tokens, patch_resolution))
+        return tuple(outs)

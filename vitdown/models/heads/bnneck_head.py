@@ -1,0 +1,126 @@
+from collections.abc import Sequence
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from vitdown.registry import MODELS
+
+
+class BNNeck(BaseModule):
+    """Batch norm without bias between the feature and its identity classifier.
+
+    Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification" (arXiv
+    1903.07071, Sec. 3.6): metric losses see the feature before, the classifier the one after.
+
+    Args:
+        in_channels (int): Width D of the feature.
+        num_classes (int): Number of training identities; 0 for no classifier.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(in_channels)
+        self.bn.bias.requires_grad_(False)
+        self.classifier = nn.Linear(in_channels, num_classes, bias=False) if num_classes else None
+
+    def init_weights(self) -> None:
+        if self.classifier is not None:
+            nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature ``(B, D)`` after the batch norm."""
+        return self.bn(x)
+
+
+class ReIDHead(BaseModule):
+    """What re-ID heads share: identity and metric losses of one feature, choice of test feature.
+
+    Subclasses turn backbone outputs into features in ``loss`` and ``predict``.
+
+    Args:
+        num_classes (int): Number of training identities.
+        in_channels (int): Width D of the feature.
+        neck_feat (str): Test feature, ``'before'`` or ``'after'`` the batch norm.
+        loss_id (dict, optional): Loss on the classifier's logits, or one with a classifier of its
+            own (:class:`MetricLearningLoss` with ArcFace, CosFace ...) on the feature after BN.
+        loss_metric (dict | Sequence[dict], optional): Losses on the feature before BN, called with
+            features and labels.
+        init_cfg (dict, optional): MMEngine initialisation config.
+    """
+
+    #: Whether the head wants :class:`TokenFeatures` instead of the backbone's output tuple.
+    needs_tokens = False
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        neck_feat: str = 'before',
+        loss_id: dict | None = dict(type='mmpretrain.CrossEntropyLoss'),
+        loss_metric: dict | Sequence[dict] | None = dict(type='TripletLoss'),
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if neck_feat not in ('before', 'after'):
+            raise ValueError(f"neck_feat must be 'before' or 'after', got {neck_feat!r}")
+        if isinstance(loss_metric, dict):
+            loss_metric = [loss_metric]
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.neck_feat = neck_feat
+        self.loss_id = MODELS.build(loss_id) if loss_id else None
+        self.loss_metric = nn.ModuleList(MODELS.build(cfg) for cfg in loss_metric or ())
+        if self.loss_id is None and not self.loss_metric:
+            raise ValueError('The head has neither loss_id nor loss_metric')
+
+    def _build_bnneck(self) -> BNNeck:
+        has_logits = self.loss_id is not None and not getattr(self.loss_id, 'has_classifier', False)
+        return BNNeck(self.in_channels, self.num_classes if has_logits else 0)
+
+    def _feature_losses(self, feature: Tensor, bnneck: BNNeck, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of one feature ``(B, D)``: ``id`` and one entry a metric loss, and accuracy."""
+        losses = {}
+        if self.loss_id is not None:
+            after = bnneck(feature)
+            if bnneck.classifier is None:
+                losses['loss_id'] = self.loss_id(after, labels)
+            else:
+                logits = bnneck.classifier(after)
+                losses['loss_id'] = self.loss_id(logits, labels)
+                losses['accuracy'] = (logits.detach().argmax(dim=1) == labels).float().mean()
+        for i, loss in enumerate(self.loss_metric):
+            name = 'loss_metric' if len(self.loss_metric) == 1 else f'loss_metric_{i}'
+            losses[name] = loss(feature, labels)
+        return losses
+
+    def _test_feature(self, feature: Tensor, bnneck: BNNeck) -> Tensor:
+        return feature if self.neck_feat == 'before' else bnneck(feature)
+
+
+@MODELS.register_module()
+class BNNeckHead(ReIDHead):
+    """The re-ID baseline's head: one feature, BNNeck, identity and metric losses.
+
+    TransReID's baseline (arXiv 2102.04378, Sec. 3.1): cross-entropy on the logits after BN plus
+    soft-margin batch-hard triplet loss on the feature before it; test feature before BN.
+    Arguments are those of :class:`ReIDHead`.
+
+    Examples:
+        >>> import torch
+        >>> head = BNNeckHead(num_classes=751, in_channels=384)
+        >>> losses = head.loss(torch.rand(8, 384), torch.arange(8) // 4)
+        >>> sorted(losses)
+        ['accuracy', 'loss_id', 'loss_metric']
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.bnneck = self._build_bnneck()
+
+    def loss(self, feature: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of features ``(B, D)`` with identity labels ``(B,)``."""
+        return self._feature_losses(feature, self.bnneck, labels)
+
+    def predict(self, feature: Tensor) -> Tensor:
+        """Test feature ``(B, D)``, not normalised."""
+        return self._test_feature(feature, self.bnneck)

@@ -1,0 +1,133 @@
+import torch
+from mmengine.model import BaseModule
+from mmpretrain.models.utils import build_norm_layer
+from torch import Tensor, nn
+
+from vitdown.registry import MODELS
+
+from ..layers import TransformerEncoderLayer
+from .bnneck_head import ReIDHead
+
+
+def jigsaw_order(num_patches: int, shift: int = 5, groups: int = 2) -> list[int]:
+    """Order of the patches after TransReID's shift and shuffle (arXiv 2102.04378, Sec. 3.2).
+
+    The patches are rotated left by ``shift - 1``, cut into ``groups`` runs and dealt out one from
+    each run in turn. If ``groups`` does not divide their number, the second-to-last of the rotated
+    patches is repeated at the end, as in the official code.
+
+    Args:
+        num_patches (int): Number of patches, at least ``max(shift, 2)``.
+        shift (int): Official ``shift_num``. Defaults to 5.
+        groups (int): Number of runs. Defaults to 2.
+
+    Returns:
+        list[int]: Patch indices from 0 in their new order.
+
+    Raises:
+        ValueError: If the patches are too few or do not divide even after the repetition.
+    """
+    if num_patches < max(shift, 2):
+        raise ValueError(f'JPM with shift={shift} needs at least {max(shift, 2)} patches')
+    order = [(i + shift - 1) % num_patches for i in range(num_patches)]
+    if num_patches % groups:
+        order.append(order[-2])
+    if len(order) % groups:
+        raise ValueError(f'{num_patches} patches cannot be shuffled in {groups} groups')
+    return torch.tensor(order).view(groups, -1).T.flatten().tolist()
+
+
+@MODELS.register_module()
+class JPMHead(ReIDHead):
+    """Jigsaw patch module: a global feature and several from shuffled groups of patches.
+
+    TransReID (arXiv 2102.04378, Sec. 3.2). The global branch is the backbone's own last layer and
+    norm; the local branch is a second last layer and norm, a copy of the backbone's when training
+    starts, that runs over the class token and each group of shuffled patches. Every feature has a
+    BNNeck of its own. The loss is half the global one and half the mean of the local ones; the
+    test feature concatenates the global one and the local ones divided by their number.
+
+    Args:
+        num_classes (int): Number of training identities.
+        in_channels (int): Width D of the tokens.
+        num_heads (int): Attention heads of the local layer, as the backbone's.
+        feedforward_channels (int): MLP width of the local layer, as the backbone's.
+        num_groups (int): Number of local features. Defaults to 4.
+        shift (int): See :func:`jigsaw_order`. Defaults to 5.
+        shuffle_groups (int): See :func:`jigsaw_order`. Defaults to 2.
+        rearrange (bool): Whether to shuffle at all. Defaults to True.
+        layer_cfg (dict, optional): More arguments of the local ``TransformerEncoderLayer``.
+        norm_cfg (dict): Norm of the local branch. Defaults to LayerNorm with eps 1e-6.
+        **kwargs: Other arguments of :class:`ReIDHead`.
+    """
+
+    needs_tokens = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        num_heads: int,
+        feedforward_channels: int,
+        num_groups: int = 4,
+        shift: int = 5,
+        shuffle_groups: int = 2,
+        rearrange: bool = True,
+        layer_cfg: dict | None = None,
+        norm_cfg: dict = dict(type='LN', eps=1e-6),
+        **kwargs,
+    ) -> None:
+        super().__init__(num_classes, in_channels, **kwargs)
+        self.num_groups = num_groups
+        self.shift = shift
+        self.shuffle_groups = shuffle_groups
+        self.rearrange = rearrange
+        self.local_layer = TransformerEncoderLayer(
+            in_channels, num_heads, feedforward_channels, norm_cfg=norm_cfg, **(layer_cfg or {})
+        )
+        self.local_norm = build_norm_layer(norm_cfg, in_channels)
+        self.bnnecks = nn.ModuleList(self._build_bnneck() for _ in range(1 + num_groups))
+
+    def init_from_backbone(self, backbone: BaseModule) -> None:
+        """Copy the backbone's last layer and final norm into the local branch."""
+        self.local_layer.load_state_dict(backbone.layers[-1].state_dict())
+        self.local_norm.load_state_dict(backbone.ln1.state_dict())
+
+    def features(self, feats) -> list[Tensor]:
+        """Global feature and local ones, ``(B, D)`` each, from ``TokenFeatures``."""
+        tokens = feats.last_layer_input
+        cls_token, patches = tokens[:, :1], tokens[:, 1:]
+        num_patches = patches.shape[1]
+        run = num_patches // self.num_groups
+        if self.rearrange:
+            order = jigsaw_order(num_patches, self.shift, self.shuffle_groups)
+            patches = patches[:, torch.tensor(order, device=patches.device)]
+        # All groups in one pass: (B, groups * run, D) -> (B * groups, run, D)
+        patches = patches[:, : run * self.num_groups].unflatten(1, (self.num_groups, run))
+        cls_token = cls_token[:, None].expand(-1, self.num_groups, -1, -1)
+        groups = torch.cat((cls_token, patches), dim=2).flatten(0, 1)
+        local, _ = self.local_layer(groups)
+        local = self.local_norm(local[:, 0]).unflatten(0, (-1, self.num_groups))
+        return [feats.normed_tokens[:, 0], *local.unbind(dim=1)]
+
+    def loss(self, feats, labels: Tensor) -> dict[str, Tensor]:
+        """Losses from ``TokenFeatures`` with identity labels ``(B,)``."""
+        branches = [
+            self._feature_losses(feature, bnneck, labels)
+            for feature, bnneck in zip(self.features(feats), self.bnnecks)
+        ]
+        losses = {}
+        for name, value in branches[0].items():
+            if name.startswith('loss'):
+                local = torch.stack([branch[name] for branch in branches[1:]]).mean()
+                value = 0.5 * value + 0.5 * local
+            losses[name] = value
+        return losses
+
+    def predict(self, feats) -> Tensor:
+        """Test feature ``(B, (1 + num_groups) * D)``, not normalised."""
+        features = [
+            self._test_feature(feature, bnneck)
+            for feature, bnneck in zip(self.features(feats), self.bnnecks)
+        ]
+        return torch.cat([features[0], *(f / self.num_groups for f in features[1:])], dim=1)

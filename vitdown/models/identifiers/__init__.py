@@ -1,0 +1,3 @@
+from .reidentifier import ReIdentifier, ReIDTTAModel
+
+__all__ = ['ReIDTTAModel', 'ReIdentifier']

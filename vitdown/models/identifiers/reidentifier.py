@@ -1,0 +1,135 @@
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModel, BaseTTAModel
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from vitdown.registry import MODELS
+
+
+@MODELS.register_module()
+class ReIdentifier(BaseModel):
+    """Re-identification model: backbone, optional neck, head; predicts one feature an image.
+
+    Any backbone that returns a tuple works, e.g. ``dict(type='mmpretrain.ResNet', ...)`` or
+    ``dict(type='mmpretrain.TIMMBackbone', ...)``: of the last output, vectors ``(B, C)`` are taken
+    as they are and feature maps ``(B, C, H, W)`` are averaged; other shapes need a neck. Heads
+    that work on tokens (``needs_tokens``) get what ``backbone.forward_tokens`` returns.
+
+    Args:
+        backbone (dict): Config of the backbone.
+        head (dict): Config of the re-ID head.
+        neck (dict, optional): Config of a module from feature tuple to feature tuple.
+        data_preprocessor (dict, optional): Defaults to ``mmpretrain.ClsDataPreprocessor`` with
+            mean and std 127.5 and RGB input, as in TransReID.
+        init_cfg (dict, optional): MMEngine initialisation config.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        head: dict,
+        neck: dict | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        if data_preprocessor is None:
+            data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
+        if isinstance(data_preprocessor, dict):
+            data_preprocessor = {'type': 'mmpretrain.ClsDataPreprocessor', **data_preprocessor}
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck) if neck else None
+        self.head = MODELS.build(head)
+        if self.head.needs_tokens:
+            if not hasattr(self.backbone, 'forward_tokens'):
+                raise TypeError(
+                    f'{type(self.head).__name__} works on tokens, which '
+                    f'{type(self.backbone).__name__} does not offer; use VisionTransformer'
+                )
+            if neck:
+                raise TypeError(f'{type(self.head).__name__} works on tokens and takes no neck')
+        self._has_sie = getattr(self.backbone, 'sie', None) is not None
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if hasattr(self.head, 'init_from_backbone'):
+            self.head.init_from_backbone(self.backbone)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[DataSample] | None = None,
+        mode: str = 'tensor',
+    ) -> Tensor | dict[str, Tensor] | list[DataSample]:
+        """Unified entry of MMEngine.
+
+        Args:
+            inputs (Tensor): Normalised images ``(B, 3, H, W)``.
+            data_samples (Sequence[DataSample], optional): Labels and cameras; needed for
+                ``'loss'``, and by backbones with side information.
+            mode (str): ``'tensor'`` for test features ``(B, D)``, ``'loss'`` for a dict of losses,
+                ``'predict'`` for the data samples with their ``feature`` set.
+        """
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'predict':
+            return self.predict(inputs, data_samples)
+        if mode == 'tensor':
+            return self.head.predict(self.extract_feat(inputs, data_samples))
+        raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
+
+    def extract_feat(self, inputs: Tensor, data_samples: Sequence[DataSample] | None = None):
+        """What the head works on: ``TokenFeatures``, or one vector ``(B, C)`` an image."""
+        side_information = {}
+        if self._has_sie and data_samples is not None:
+            side_information = dict(
+                camera_ids=[sample.get('camera_id', -1) for sample in data_samples],
+                view_ids=[sample.get('view_id', -1) for sample in data_samples],
+            )
+        if self.head.needs_tokens:
+            return self.backbone.forward_tokens(inputs, **side_information)
+        feats = self.backbone(inputs, **side_information)
+        if self.neck is not None:
+            feats = self.neck(feats)
+        feat = feats[-1]
+        if feat.ndim == 4:
+            feat = feat.mean(dim=(2, 3))
+        if feat.ndim != 2:
+            raise ValueError(
+                f'{type(self.backbone).__name__} returns features of shape {tuple(feat.shape)}; '
+                "add a neck that pools them to (B, C), e.g. neck=dict(type='TokenPooling')"
+            )
+        return feat
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
+        """Losses of the head, for images with ``gt_label``."""
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        return self.head.loss(self.extract_feat(inputs, data_samples), labels)
+
+    def predict(
+        self, inputs: Tensor, data_samples: Sequence[DataSample] | None = None
+    ) -> list[DataSample]:
+        """Data samples with ``feature`` ``(D,)``, not normalised."""
+        features = self.head.predict(self.extract_feat(inputs, data_samples))
+        if data_samples is None:
+            data_samples = [DataSample() for _ in features]
+        for sample, feature in zip(data_samples, features):
+            sample.set_field(feature, 'feature', dtype=Tensor)
+        return list(data_samples)
+
+
+@MODELS.register_module()
+class ReIDTTAModel(BaseTTAModel):
+    """Averages the features of an image's augmented versions, e.g. the image and its mirror."""
+
+    def merge_preds(self, data_samples_list: list[list[DataSample]]) -> list[DataSample]:
+        """One data sample an image, with the mean feature."""
+        merged = []
+        for versions in data_samples_list:
+            sample = versions[0]
+            feature = torch.stack([version.feature for version in versions]).mean(dim=0)
+            sample.set_field(feature, 'feature', dtype=Tensor)
+            merged.append(sample)
+        return merged

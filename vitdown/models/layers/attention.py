@@ -1,0 +1,103 @@
+import torch.nn.functional as F
+from mmcv.cnn.bricks.drop import build_dropout
+from mmengine.model import BaseModule
+from mmpretrain.models.utils import LayerScale
+from torch import Tensor, nn
+
+
+class MultiheadAttention(BaseModule):
+    """Multi-head self-attention with mmpretrain's parameter names (``qkv``, ``proj``).
+
+    Runs through :func:`torch.nn.functional.scaled_dot_product_attention`; the softmax is spelled
+    out only when the attention weights are asked for. Projection and attention are separate
+    methods, so that blocks which mix the keys of two images or bias the logits reuse both.
+
+    Args:
+        embed_dims (int): Width C of the tokens.
+        num_heads (int): Number of heads H; must divide ``embed_dims``.
+        qkv_bias (bool): Whether ``qkv`` has a bias. Defaults to True.
+        qk_scale (float, optional): Factor on ``q @ k.T``. Defaults to ``head_dims ** -0.5``.
+        attn_drop (float): Dropout rate on the attention weights. Defaults to 0.
+        proj_drop (float): Dropout rate after the output projection. Defaults to 0.
+        drop_path (float): Stochastic depth rate of this residual branch. Defaults to 0.
+        layer_scale_init_value (float): Initial layer scale, 0 for none. Defaults to 0.
+        init_cfg (dict, optional): MMEngine initialisation config.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float = 0.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if embed_dims % num_heads:
+            raise ValueError(f'num_heads={num_heads} does not divide embed_dims={embed_dims}')
+        self.embed_dims = embed_dims
+        self.num_heads = num_heads
+        self.head_dims = embed_dims // num_heads
+        self.scale = self.head_dims**-0.5 if qk_scale is None else qk_scale
+        self.attn_drop = attn_drop
+
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.out_drop = build_dropout(dict(type='DropPath', drop_prob=drop_path))
+        self.gamma1 = (
+            LayerScale(embed_dims, layer_scale_init_value=layer_scale_init_value)
+            if layer_scale_init_value > 0
+            else nn.Identity()
+        )
+
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens ``(B, N, C)``, each ``(B, H, N, C // H)``."""
+        batch, num_tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, num_tokens, 3, self.num_heads, self.head_dims)
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_bias: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Softmax attention, output projection and drop path.
+
+        Args:
+            query (Tensor): ``(B, H, N, d)``.
+            key (Tensor): ``(B, H, M, d)``.
+            value (Tensor): ``(B, H, M, d)``.
+            attn_bias (Tensor, optional): Added to the logits, broadcast to ``(B, H, N, M)``.
+            need_weights (bool): Also return the softmax output, before dropout.
+
+        Returns:
+            tuple: The branch's output ``(B, N, C)`` and the weights ``(B, H, N, M)`` or None.
+        """
+        dropout = self.attn_drop if self.training else 0.0
+        weights = None
+        if need_weights:
+            logits = (query * self.scale) @ key.transpose(-2, -1)
+            if attn_bias is not None:
+                logits = logits + attn_bias
+            weights = logits.softmax(dim=-1)
+            out = F.dropout(weights, dropout, self.training) @ value
+        else:
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=attn_bias, dropout_p=dropout, scale=self.scale
+            )
+        out = out.transpose(1, 2).flatten(2)
+        return self.out_drop(self.gamma1(self.proj_drop(self.proj(out)))), weights
+
+    def forward(
+        self, x: Tensor, attn_bias: Tensor | None = None, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention over tokens ``(B, N, C)``; see :meth:`attend` for the result."""
+        return self.attend(*self.project_qkv(x), attn_bias, need_weights)

@@ -1,0 +1,42 @@
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+
+from vitdown.checkpoint import check_fit, load_checkpoint_file, unwrap_state_dict
+from vitdown.converters import convert_state_dict
+
+
+def load_pretrained(
+    module: BaseModule,
+    checkpoint: str,
+    source: str | None = None,
+    prefix: str | None = 'backbone.',
+    map_location: str = 'cpu',
+) -> None:
+    """Initialise a backbone from a checkpoint file and fail where the two do not fit.
+
+    Args:
+        module (BaseModule): The backbone.
+        checkpoint (str): Path of a ``.pth`` or ``.safetensors`` file.
+        source (str, optional): Code base the file comes from, a key of
+            :data:`vitdown.converters.CONVERTERS`; None for vitdown's and mmpretrain's own names.
+        prefix (str, optional): Part of the model to take. If no name in the file starts with it,
+            the file is taken to hold the backbone alone. Defaults to ``'backbone.'``.
+        map_location (str): Where to read the tensors to. Defaults to ``'cpu'``.
+
+    Raises:
+        CheckpointError: If weights are missing, unexpected or of another shape.
+    """
+    state_dict = unwrap_state_dict(load_checkpoint_file(checkpoint, map_location))
+    if source is not None:
+        state_dict = convert_state_dict(state_dict, source)
+    if prefix and any(key.startswith(prefix) for key in state_dict):
+        state_dict = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix)
+        }
+    # Side information belongs to the target's cameras: never part of a pretrained backbone.
+    check_fit(module, state_dict, f'Pretrained checkpoint {checkpoint}', ignore=[r'^sie\.'])
+    state_dict.pop('sie.embed', None)
+    module.load_state_dict(state_dict, strict=False)
+    print_log(f'Loaded {len(state_dict)} pretrained weights from {checkpoint}', logger='current')
