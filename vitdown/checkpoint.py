@@ -188,7 +188,9 @@ def write_atomically(content: bytes, path: str | os.PathLike) -> None:
     """Write a file that is either complete or not there: temporary file, fsync, rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent
+    )
     try:
         with os.fdopen(descriptor, 'wb') as file:
             file.write(content)

@@ -15,9 +15,7 @@ from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='vitdown', locations=['vitdown.models']
-)
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='vitdown', locations=['vitdown.models'])
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope='vitdown', locations=['vitdown.datasets']
 )
@@ -39,9 +37,7 @@ METRICS = Registry(
     scope='vitdown',
     locations=['vitdown.evaluation.metrics'],
 )
-HOOKS = Registry(
-    'hook', parent=MMENGINE_HOOKS, scope='vitdown', locations=['vitdown.engine']
-)
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='vitdown', locations=['vitdown.engine'])
 PARAM_SCHEDULERS = Registry(
     'parameter scheduler',
     parent=MMENGINE_PARAM_SCHEDULERS,

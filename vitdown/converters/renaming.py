@@ -30,7 +30,11 @@ def rename(
     unknown = []
     for key, value in state_dict.items():
         new_key = next(
-            (new.format(**match.groupdict()) for old, new in table if (match := old.fullmatch(key))),
+            (
+                new.format(**match.groupdict())
+                for old, new in table
+                if (match := old.fullmatch(key))
+            ),
             None,
         )
         if new_key is None:

@@ -28,7 +28,7 @@ def infer_grid(num_patches: int, target_grid: tuple[int, int]) -> tuple[int, int
         return factor * unit_height, factor * unit_width
     raise ValueError(
         f'Cannot tell the patch grid of a position embedding with {num_patches} patches: it is '
-        f'neither square nor of the aspect ratio of the model\'s grid {height}x{width}. Resize it '
+        f"neither square nor of the aspect ratio of the model's grid {height}x{width}. Resize it "
         'with vitdown.models.layers.resize_pos_embed(pos_embed, dst_grid, src_grid=(h, w)) first.'
     )
 

@@ -32,7 +32,9 @@ class SideInformationEmbedding(BaseModule):
         self.num_cameras = num_cameras
         self.num_views = num_views
         self.coefficient = coefficient
-        self.embed = nn.Parameter(torch.zeros(max(num_cameras, 1) * max(num_views, 1), 1, embed_dims))
+        self.embed = nn.Parameter(
+            torch.zeros(max(num_cameras, 1) * max(num_views, 1), 1, embed_dims)
+        )
 
     def init_weights(self) -> None:
         trunc_normal_(self.embed, std=0.02)
@@ -62,9 +64,7 @@ class SideInformationEmbedding(BaseModule):
             return views
         return cameras if views is None else cameras * self.num_views + views
 
-    def _checked(
-        self, ids: Sequence[int] | Tensor | None, limit: int, name: str
-    ) -> Tensor | None:
+    def _checked(self, ids: Sequence[int] | Tensor | None, limit: int, name: str) -> Tensor | None:
         if limit <= 0:
             return None
         if ids is None:
