@@ -1,0 +1,33 @@
+"""Re-ID datasets, the identity sampler, and transforms."""
+
+from . import transforms
+from .base import ReIDDataset
+from .custom import CSVReIDDataset, FolderReIDDataset
+from .file_name_dataset import FileNameReIDDataset
+from .multi_source import MultiSourceReID
+from .packed import Nyala, Omniglot, PackedReIDDataset
+from .person import CUHK03NP, MSMT17, DukeMTMCReID, Market1501, OccludedDuke
+from .samplers import IdentitySampler, training_labels
+from .vehicle import VehicleID, VeRi776, VERIWild
+
+__all__ = [
+    'CUHK03NP',
+    'CSVReIDDataset',
+    'DukeMTMCReID',
+    'FileNameReIDDataset',
+    'FolderReIDDataset',
+    'IdentitySampler',
+    'MSMT17',
+    'Market1501',
+    'MultiSourceReID',
+    'Nyala',
+    'OccludedDuke',
+    'Omniglot',
+    'PackedReIDDataset',
+    'ReIDDataset',
+    'VERIWild',
+    'VeRi776',
+    'VehicleID',
+    'training_labels',
+    'transforms',
+]

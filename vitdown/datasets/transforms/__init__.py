@@ -1,0 +1,16 @@
+"""Transforms of re-ID pipelines that mmcv and mmpretrain lack."""
+
+from .decoding import CorruptImageError, decode_image
+from .erasing import PixelRandomErasing
+from .formatting import PackReIDInputs
+from .geometric import Letterbox
+from .loading import LoadReIDImage
+
+__all__ = [
+    'CorruptImageError',
+    'Letterbox',
+    'LoadReIDImage',
+    'PackReIDInputs',
+    'PixelRandomErasing',
+    'decode_image',
+]
