@@ -21,6 +21,8 @@ help:  ## List the targets
 	@echo "  ARGS=\"-k ranking\" goes to pytest. More: docs/installation.md"
 
 install:  ## Create the environment and install vitdown; quick when that is done
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found" >&2; \
+		echo "remedy: install Python 3.10 to 3.13, or name yours: make install PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) tools/install.py
 
 demo: install  ## Train, evaluate and show a small re-ID model on the embedded data

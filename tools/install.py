@@ -5,6 +5,7 @@ This file alone has to run on any Python, to tell the user of an unsuitable one 
 """
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -56,6 +57,8 @@ def main():
 
     from installer.steps import run_installation
 
+    # A job scheduler's SIGTERM ends the running command too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_installation(ROOT))
 
 

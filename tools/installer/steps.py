@@ -335,7 +335,7 @@ def install(root: Path, environ: Mapping[str, str]) -> None:
             runner.say(f'The environment is ready: {venv} (Python {version})')
             return
         started = time.monotonic()
-        runner.say('[1/7] Creating the virtual environment')
+        runner.say('[1/7] Virtual environment')
         version = ensure_venv(venv, runner.say)
         mine = f'{sys.version_info.major}.{sys.version_info.minor}'
         if not version.startswith(mine + '.'):
