@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -196,11 +197,25 @@ class TestPlan:
         assert len(names_to_do(context, all_done(context), python='3.13.0')) == 6
 
     def test_other_torch_index_reinstalls_torch(self, checkout: Path) -> None:
-        done = all_done(make_context(checkout))
-        context = make_context(checkout, VITDOWN_TORCH_INDEX='file:///wheels')
-        assert names_to_do(context, done) == ['torch', 'mmcv', 'libraries', 'verify']
-        steps.install_torch(context)
-        assert '--index-url file:///wheels torch==2.0' in context.runner.commands[0]
+        context = make_context(checkout)
+        steps.execute(context, steps.plan(context, '3.12.1'))
+        other = dataclasses.replace(context, torch_index='file:///wheels')
+        done = state.read(context.venv)
+        assert names_to_do(other, done) == ['torch', 'mmcv', 'libraries', 'verify']
+        steps.install_torch(other)
+        assert context.runner.commands[-1].endswith(
+            '--index-url file:///wheels --force-reinstall torch==2.0'
+        )
+
+    def test_torch_index_is_remembered(
+        self, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(steps, 'venv_python_version', lambda venv: '3.12.1')
+        context = dataclasses.replace(make_context(checkout), torch_index='file:///wheels')
+        steps.execute(context, steps.plan(context, '3.12.1'))
+        assert '--index-url file:///wheels torch==2.0' in context.runner.commands[1]
+        steps.install(checkout, {'PATH': ''})
+        assert capsys.readouterr().out.startswith('The environment is ready: ')
 
     def test_moved_checkout_repeats_the_light_step(self, checkout: Path) -> None:
         done = all_done(make_context(checkout))
@@ -215,7 +230,8 @@ class TestExecution:
         context.runner.respond = lambda command: (int('onedl-mmcv==2.3' in command), 'no network')
         with pytest.raises(InstallError, match='no network'):
             steps.execute(context, plan)
-        assert set(state.read(context.venv)) == {'build', 'torch'}
+        done = state.read(context.venv)
+        assert [step.name for step in plan if step.name in done] == ['build', 'torch']
 
         resumed = make_context(checkout)
         steps.execute(resumed, plan)

@@ -21,6 +21,7 @@ from .runner import Runner, format_seconds
 # Raise it when the steps change so much that existing environments have to go through them again.
 VERSION = 1
 LOG_NAME = 'install.log'
+_TORCH_INDEX = 'torch_index'
 _REBUILD_SIGNS = ('undefined symbol', 'mmcv._ext', 'Symbol not found', 'cannot open shared object')
 _MISSING_DISPLAY_SIGNS = ('libGL', 'libgthread', 'libglib', 'libxcb', 'libX11')
 
@@ -35,6 +36,7 @@ class Context:
         groups: The pinned requirements by group, see :func:`.requirements.read_groups`.
         environ: The user's environment variables.
         runner: Runs the commands.
+        torch_index: The index that PyTorch is taken from; empty for pip's own.
     """
 
     root: Path
@@ -42,6 +44,7 @@ class Context:
     groups: dict[str, list[str]]
     environ: Mapping[str, str]
     runner: Runner
+    torch_index: str = ''
 
     @property
     def python(self) -> str:
@@ -71,9 +74,14 @@ def install_build_tools(context: Context) -> None:
 
 
 def install_torch(context: Context) -> None:
-    """Install PyTorch, from the user's index of wheels if one is named."""
-    index = context.environ.get('VITDOWN_TORCH_INDEX')
-    options = ['--index-url', index] if index else []
+    """Install PyTorch, from the user's index of wheels if one is named.
+
+    To pip the builds of one version are all the same, so a change of index has to be forced.
+    """
+    done = state.read(context.venv)
+    options = ['--index-url', context.torch_index] if context.torch_index else []
+    if 'torch' in done and _recorded_index(done) != context.torch_index:
+        options.append('--force-reinstall')
     context.pip_install(*options, *context.groups['torch'])
 
 
@@ -169,7 +177,7 @@ def plan(context: Context, python_version: str) -> list[Step]:
     """Return the steps in order, each with the key that tells whether it is done."""
     inputs: dict[str, object] = {
         'build': [VERSION, python_version, context.groups['build']],
-        'torch': [context.groups['torch'], context.environ.get('VITDOWN_TORCH_INDEX', '')],
+        'torch': [context.groups['torch'], context.torch_index],
         'mmcv': context.groups['mmcv'],
         'libraries': context.groups['libraries'],
         'project': [
@@ -217,6 +225,8 @@ def execute(context: Context, steps: list[Step]) -> None:
         started = time.monotonic()
         step.action(context)
         done[step.name] = step.key
+        if step.name == 'torch':
+            done[_TORCH_INDEX] = context.torch_index
         state.write(context.venv, done)
         context.runner.say(f'      done in {format_seconds(time.monotonic() - started)}')
 
@@ -329,7 +339,9 @@ def install(root: Path, environ: Mapping[str, str]) -> None:
     with _only_one(root):
         temporary = venv / 'tmp'
         runner = Runner(venv / LOG_NAME, command_environment(environ, temporary))
-        context = Context(root, venv, groups, environ, runner)
+        # Without a word from the user, PyTorch stays what it is.
+        index = environ.get('VITDOWN_TORCH_INDEX', _recorded_index(state.read(venv)))
+        context = Context(root, venv, groups, environ, runner, index)
         version = venv_python_version(venv)
         if version and not pending(plan(context, version), state.read(venv)):
             runner.say(f'The environment is ready: {venv} (Python {version})')
@@ -381,6 +393,10 @@ def _only_one(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _recorded_index(done: Mapping[str, str]) -> str:
+    return done.get(_TORCH_INDEX, '')
 
 
 def _verify(context: Context, what: str) -> tuple[int, str]:
