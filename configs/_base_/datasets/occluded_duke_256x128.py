@@ -1,0 +1,7 @@
+_base_ = ['./market1501_256x128.py']
+
+data_root = '{{$VITDOWN_DATA:data}}/occluded_duke'
+
+train_dataloader = dict(dataset=dict(type='OccludedDuke', data_root=data_root))
+val_dataloader = dict(dataset=dict(type='OccludedDuke', data_root=data_root))
+test_dataloader = val_dataloader
