@@ -1,3 +1,4 @@
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 
@@ -16,7 +17,7 @@ def load_pretrained(
 
     Args:
         module (BaseModule): The backbone.
-        checkpoint (str): Path of a ``.pth`` or ``.safetensors`` file.
+        checkpoint (str): Path of a ``.pth`` or ``.safetensors`` file, or the URL of a ``.pth``.
         source (str, optional): Code base the file comes from, a key of
             :data:`vitdown.converters.CONVERTERS`; None for vitdown's and mmpretrain's own names.
         prefix (str, optional): Part of the model to take. If no name in the file starts with it,
@@ -26,7 +27,13 @@ def load_pretrained(
     Raises:
         CheckpointError: If weights are missing, unexpected or of another shape.
     """
-    state_dict = unwrap_state_dict(load_checkpoint_file(checkpoint, map_location))
+    if checkpoint.startswith(('http://', 'https://')):
+        content = torch.hub.load_state_dict_from_url(
+            checkpoint, map_location=map_location, weights_only=True
+        )
+    else:
+        content = load_checkpoint_file(checkpoint, map_location)
+    state_dict = unwrap_state_dict(content)
     if source is not None:
         state_dict = convert_state_dict(state_dict, source)
     if prefix and any(key.startswith(prefix) for key in state_dict):

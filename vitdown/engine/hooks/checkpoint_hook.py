@@ -97,6 +97,6 @@ class SafeCheckpointHook(CheckpointHook):
             )
         except CheckpointError as error:
             raise CheckpointError(
-                f'{error} If only the identities differ, leave the classifier out with --cfg-options '
+                f'{error} If only the identities differ, leave the classifier out: --cfg-options '
                 'default_hooks.checkpoint.skip_mismatched="[\'classifier\']".'
             ) from None

@@ -1,0 +1,22 @@
+_base_ = [
+    '../_base_/models/reid_vit.py',
+    '../_base_/datasets/msmt17_256x128.py',
+    '../_base_/schedules/transreid_sgd_120e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='deit-base',
+        img_size=(256, 128),
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_224-df68dfff.pth',
+            source='deit',
+        ),
+    ),
+    head=dict(num_classes=1041, in_channels=768),
+)
+
+# TransReID erases more often with DeiT and ViT-S than with ViT-B
+train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))

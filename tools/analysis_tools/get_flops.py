@@ -1,0 +1,40 @@
+"""Parameters and multiply-adds of a config's model, in total and by module."""
+
+import argparse
+
+from vitdown.engine.complexity import get_flops
+from vitdown.engine.launch import ConfigError, add_config_arguments, load_config, run_tool
+from vitdown.registry import MODELS
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--shape', type=int, nargs='+', metavar='PIXELS',
+        help="height and width (or one number) of the image; default: the backbone's img_size",
+    )  # fmt: skip
+    parser.add_argument('--depth', type=int, default=2, help='depth of the module table')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    model = MODELS.build(cfg.model)
+    shape = args.shape or getattr(model.backbone, 'img_size', None)
+    if shape is None:
+        raise ConfigError('The backbone does not say its input size; give --shape HEIGHT WIDTH')
+    height, width = shape if len(shape) == 2 else (shape[0], shape[0])
+    cost = get_flops(model, (3, height, width))
+    for name, macs in cost.by_module.items():
+        if name != 'Global' and name.count('.') <= args.depth:
+            print(f'{macs / 1e6:12.3f} M  {name}')
+    backbone_params = sum(p.numel() for p in model.backbone.parameters())
+    print(f'Input:       3 x {height} x {width}')
+    print(f'Parameters:  {cost.params / 1e6:.3f} M (backbone {backbone_params / 1e6:.3f} M)')
+    print(f'Inference:   {cost.macs / 1e9:.3f} G multiply-adds')
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,45 @@
+"""Convert checkpoints of other code bases to vitdown's names, or back with --reverse.
+
+python tools/model_converters/convert.py deit deit_small_patch16_224.pth deit-small.pth
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from vitdown.checkpoint import load_checkpoint_file, unwrap_state_dict, write_atomically
+from vitdown.converters import CONVERTERS, convert_state_dict, export_state_dict
+from vitdown.engine.launch import ConfigError, run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('source', choices=sorted(CONVERTERS), help='the other code base')
+    parser.add_argument('input', help='.pth or .safetensors file to read')
+    parser.add_argument('output', help='.pth or .safetensors file to write')
+    parser.add_argument(
+        '--reverse', action='store_true', help="from vitdown's names to those of the other"
+    )
+    args = parser.parse_args()
+    state_dict = unwrap_state_dict(load_checkpoint_file(args.input))
+    try:
+        convert = export_state_dict if args.reverse else convert_state_dict
+        converted = convert(state_dict, args.source)
+    except ValueError as error:
+        raise ConfigError(f'{args.input}: {error}') from None
+    if Path(args.output).suffix == '.safetensors':
+        # safetensors refuses tensors that share memory
+        content = save({key: value.clone().contiguous() for key, value in converted.items()})
+    else:
+        buffer = io.BytesIO()
+        torch.save(converted if args.reverse else {'state_dict': converted}, buffer)
+        content = buffer.getvalue()
+    write_atomically(content, args.output)
+    print(f'{len(converted)} weights written to {args.output}')
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,74 @@
+"""Train a model.
+
+python tools/train.py CONFIG [--resume] [--amp] [--auto-scale-lr] [--cfg-options KEY=VALUE ...]
+"""
+
+import argparse
+import os
+
+from mmengine.config import Config
+
+from vitdown.checkpoint import find_resumable_checkpoint
+from vitdown.engine.launch import (
+    ConfigError,
+    add_config_arguments,
+    add_launcher_arguments,
+    build_runner,
+    load_config,
+    run_tool,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a model')
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='resume from a checkpoint; without a value, from the latest one in the work dir that '
+        'can be loaded',
+    )
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the ratio of the batch size to the recipe's",
+    )
+    add_launcher_arguments(parser)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def apply_args(cfg: Config, args: argparse.Namespace) -> None:
+    cfg.launcher = args.launcher
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if not cfg.get('auto_scale_lr'):
+            raise ConfigError(
+                '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto':
+        cfg.load_from = find_resumable_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
+    elif args.resume is not None:
+        cfg.load_from, cfg.resume = args.resume, True
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    apply_args(cfg, args)
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,61 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class Complexity:
+    """Cost of one forward pass.
+
+    Attributes:
+        macs (int): Multiply-adds of convolutions and matrix products, attention included; what
+            papers on Vision Transformers usually call FLOPs.
+        params (int): Number of parameters of the model.
+        by_module (dict[str, int]): Multiply-adds by module name; a module's count includes its
+            children's.
+    """
+
+    macs: int
+    params: int
+    by_module: dict[str, int]
+
+
+@torch.no_grad()
+def get_flops(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    forward: Callable[[Tensor], object] | None = None,
+) -> Complexity:
+    """Count the multiply-adds of one forward pass.
+
+    Args:
+        model (nn.Module): The model; run in evaluation mode on its own device.
+        input_shape (tuple[int, ...]): ``(C, H, W)`` of one image, or ``(B, C, H, W)``.
+        forward (Callable, optional): What to run on the input instead of the model.
+
+    Returns:
+        Complexity: Multiply-adds and parameters. Element-wise operations are not counted.
+    """
+    parameter = next(model.parameters())
+    shape = input_shape if len(input_shape) == 4 else (1, *input_shape)
+    inputs = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    training = model.training
+    model.eval()
+    try:
+        # Fused attention kernels are opaque to the counter on some devices.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, depth=None) as counter:
+            (forward or model)(inputs)
+    finally:
+        model.train(training)
+    by_module = {
+        name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()
+    }
+    return Complexity(
+        macs=counter.get_total_flops() // 2,
+        params=sum(p.numel() for p in model.parameters()),
+        by_module=by_module,
+    )

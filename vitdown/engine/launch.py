@@ -1,0 +1,149 @@
+"""What the command line tools share: reading configs, overriding them, reporting errors."""
+
+import difflib
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.runner import Runner
+
+from vitdown.checkpoint import CheckpointError
+
+
+class ConfigError(ValueError):
+    """A config that can't be read or an override that fits nothing."""
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Arguments that every tool working on a config takes."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override entries of the config, e.g. train_dataloader.batch_size=32 '
+        'model.backbone.arch=deit-tiny randomness.seed=1; lists as key="[a,b]"',
+    )
+
+
+def add_launcher_arguments(parser: ArgumentParser) -> None:
+    """Arguments of distributed launchers."""
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(path: str, options: Mapping | None = None, work_dir: str | None = None) -> Config:
+    """Read a config file and apply overrides.
+
+    Args:
+        path (str): Config file.
+        options (Mapping, optional): Dotted keys and values, as from ``--cfg-options``.
+        work_dir (str, optional): Defaults to the config's, else ``work_dirs/<config name>``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConfigError: If the file is no valid config, or an option names a key whose parent has no
+            such entry.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'Config {path} does not exist')
+    try:
+        cfg = Config.fromfile(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'Config {path} cannot be read: {error}') from error
+    if options:
+        for key in options:
+            _check_option(cfg, key)
+        cfg.merge_from_dict(options)
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(path).stem)
+    init_default_scope(cfg.get('default_scope', 'vitdown'))
+    return cfg
+
+
+# Entries that configs may leave out, since they have a default
+_OPTIONAL = {
+    'work_dir', 'load_from', 'resume', 'custom_hooks', 'auto_scale_lr', 'randomness', 'launcher',
+}  # fmt: skip
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    """A top-level key must exist; so must every dict on the way to a deeper one."""
+    first, *rest = key.split('.')
+    if first not in cfg and first not in _OPTIONAL:
+        raise ConfigError(f'--cfg-options {key}: the config has no {first!r}{_hint(first, cfg)}')
+    node = cfg.get(first)
+    done = first
+    for part in rest[:-1]:
+        if not isinstance(node, Mapping):
+            return
+        if part not in node:
+            raise ConfigError(f'--cfg-options {key}: {done} has no {part!r}{_hint(part, node)}')
+        node = node[part]
+        done += f'.{part}'
+
+
+def _hint(key: str, choices) -> str:
+    close = difflib.get_close_matches(key, list(choices), n=1)
+    return f'; did you mean {close[0]!r}?' if close else f' (it has {", ".join(sorted(choices))})'
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the config's runner, MMEngine's default unless ``runner_type`` names another.
+
+    Distributed runs work without GPUs too: with gloo instead of the config's backend.
+    """
+    if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
+        # MMEngine's set-up of the torch launcher takes a GPU for granted.
+        torch.distributed.init_process_group('gloo')
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            dict(
+                type='MMDistributedDataParallel',
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters', False),
+            ),
+        )
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Call a tool's main function; mistakes in its input end in one message, not a traceback.
+
+    Set ``VITDOWN_TRACEBACK=1`` to see the traceback.
+    """
+    try:
+        main()
+    except Exception as error:
+        if os.environ.get('VITDOWN_TRACEBACK') or not _is_input_error(error):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_input_error(error: Exception) -> bool:
+    # MMEngine prefixes what goes wrong while building from a config with the class; what a user
+    # wrote wrongly in a config shows up there.
+    text = str(error)
+    return (
+        isinstance(error, (CheckpointError, ConfigError, FileNotFoundError, NotADirectoryError))
+        or 'class `' in text.split(':')[0]
+        or (isinstance(error, KeyError) and 'registry' in text)
+    )
