@@ -1,0 +1,100 @@
+"""Checks shared by the retrieval functions: what comes in is sound, or one message says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+Features = torch.Tensor | np.ndarray
+Labels = torch.Tensor | np.ndarray | Sequence[int]
+METRICS = ('cosine', 'euclidean')
+
+
+def as_feature_pair(
+    query_features: Features, gallery_features: Features
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both feature sets as tensors of shape (Q, D) and (G, D) on one device.
+
+    Raises:
+        TypeError: If features are not arrays of floating-point numbers.
+        ValueError: If a set is empty, not two-dimensional, not finite, or the two don't fit.
+    """
+    query = as_features(query_features, 'query_features')
+    gallery = as_features(gallery_features, 'gallery_features')
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f'query_features have {query.shape[1]} dimensions and gallery_features '
+            f'{gallery.shape[1]}: they come from different models or heads'
+        )
+    if query.device != gallery.device:
+        raise ValueError(
+            f'query_features are on {query.device} and gallery_features on {gallery.device}: '
+            'move them to one device'
+        )
+    return query, gallery
+
+
+def as_features(features: Features, name: str) -> torch.Tensor:
+    """A finite, floating-point tensor of shape (N, D), N and D at least 1."""
+    if isinstance(features, np.ndarray):
+        features = torch.from_numpy(np.ascontiguousarray(features))
+    if not isinstance(features, torch.Tensor):
+        raise TypeError(f'{name} must be a tensor or an array, not {type(features).__name__}')
+    if not features.is_floating_point():
+        raise TypeError(f'{name} must be floating-point numbers, not {features.dtype}')
+    if features.ndim != 2:
+        raise ValueError(f'{name} must have the shape (N, D), not {tuple(features.shape)}')
+    if 0 in features.shape:
+        raise ValueError(f'{name} is empty: its shape is {tuple(features.shape)}')
+    features = features.detach()
+    broken = (~torch.isfinite(features)).any(dim=1).nonzero()[:, 0]
+    if len(broken):
+        raise ValueError(
+            f'{name}: {len(broken)} of {len(features)} rows hold NaN or infinite values, the first '
+            f'is row {int(broken[0])}; the model has diverged or overflows in half precision'
+        )
+    return features
+
+
+def as_labels(values: Labels, name: str, length: int, what: str) -> np.ndarray:
+    """An int64 array of shape (length,); ``what`` names what each label belongs to."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.dtype.kind not in 'iu':
+        raise TypeError(f'{name} must be integers, not {array.dtype}')
+    if array.shape != (length,):
+        raise ValueError(
+            f'{name} must hold one label for each of the {length} {what}; its shape is '
+            f'{array.shape}'
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def check_metric(metric: str) -> None:
+    """Raise ValueError unless the metric is known."""
+    if metric not in METRICS:
+        raise ValueError(f'metric must be one of {METRICS}, not {metric!r}')
+
+
+def check_count(value: int, name: str) -> None:
+    """Raise ValueError unless the value is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f'{name} must be an integer of at least 1, not {value!r}')
+
+
+def rows_per_block(max_memory_mb: float, row_bytes: int, num_rows: int) -> int:
+    """How many rows of ``row_bytes`` fit into the memory bound.
+
+    Raises:
+        ValueError: If not even one row fits.
+    """
+    budget = int(max_memory_mb * 2**20)
+    if budget < row_bytes:
+        raise ValueError(
+            f'max_memory_mb={max_memory_mb} is too little for the scores of a single query; '
+            f'it takes at least {row_bytes / 2**20:.3g}'
+        )
+    return min(budget // row_bytes, num_rows)

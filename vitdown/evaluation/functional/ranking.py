@@ -1,0 +1,343 @@
+"""Exact retrieval metrics without a distance matrix and without sorting the gallery by distance.
+
+mAP, CMC and mINP of a query follow from the ranks of its positives alone, and a rank from the
+number of negatives that score at least as high. So the scores of a block of queries are computed,
+the negatives above each positive are counted, and the block is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .counting import count_at_least, find_between
+from .inputs import Features, Labels, as_labels, check_count, rows_per_block
+from .similarity import FeatureScores
+
+# A block whose rounding-prone pairs exceed this share is cheaper to recompute as a whole.
+_MAX_SHARE_OF_PAIRS = 0.02
+# Bytes that a score takes while its row is counted: the score itself (float64 where a block is
+# recomputed) and masks.
+_BYTES_PER_SCORE = 12
+# On a CPU, larger blocks than these don't make products faster, but fresh memory costs time.
+_CPU_BLOCK_SCORES = 2**23
+_CPU_BLOCK_ROWS = 256
+
+
+class Distances(Protocol):
+    """Anything that gives rows of a distance matrix: an array, a tensor or a lazy object."""
+
+    shape: tuple[int, int]
+
+    def __getitem__(self, rows: slice) -> torch.Tensor | np.ndarray:
+        """Distances of some queries to the whole gallery, (rows, G)."""
+
+
+def evaluate_ranking(
+    query_features: Features,
+    gallery_features: Features,
+    query_ids: Labels,
+    gallery_ids: Labels,
+    query_cameras: Labels | None = None,
+    gallery_cameras: Labels | None = None,
+    metric: str = 'cosine',
+    topk: Sequence[int] = (1, 5, 10),
+    max_memory_mb: float = 512,
+    *,
+    self_index: Labels | None = None,
+    return_per_query: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    r"""Rank the gallery for each query and score the ranking: mAP, mINP and CMC.
+
+    Gallery entries of the query's identity are positives, all others negatives. If cameras are
+    given, entries with the query's identity *and* camera are junk, as in the protocol of
+    Market-1501: they are taken out of the ranking. Queries without a positive are left out of all
+    averages.
+
+    * AP of a query: mean over its positives of the precision at the positive's rank (neither
+      interpolated nor trapezoidal); mAP: mean over queries.
+    * CMC\@k: share of the queries with a positive among the first k entries. If the gallery is
+      shorter than k, the value of its last rank.
+    * INP of a query: number of positives / rank of the last one (Ye et al., "Deep Learning for
+      Person Re-identification: A Survey and Outlook", 2021); mINP: mean over queries.
+
+    **Ties are ranked the pessimistic way**: a negative with the score of a positive stands before
+    it. Positives of equal score share these negatives and follow one another. A model that gives
+    all images the same feature thus gets the worst ranking there is.
+
+    Scores are float32 matrix products; pairs too close for float32 are settled in float64, so that
+    ranks are those of float64 scores (where scores count as equal if they differ by no more than
+    float64 rounding).
+
+    Args:
+        query_features: (Q, D) tensor or array of any floating-point type, on any device.
+        gallery_features: (G, D), on the same device.
+        query_ids: (Q,) integers.
+        gallery_ids: (G,) integers. Identities no query has are distractors: always negatives.
+        query_cameras: (Q,) integers, or None for no removal of same-camera entries.
+        gallery_cameras: (G,) integers; both or neither.
+        metric: ``'cosine'`` or ``'euclidean'`` (features as they are, not normalised).
+        topk: Ranks k of CMC\@k.
+        max_memory_mb: Bound, in MiB, of the memory for scores. One float32 copy of the features
+            comes on top. It changes speed, not results.
+        self_index: (Q,) for queries that are gallery images too: index of the query in the gallery,
+            which is then left out of its ranking; -1 for queries that are not.
+        return_per_query: Add arrays of the single queries to the result.
+        progress: Show a progress bar if it takes longer than a few seconds.
+
+    Returns:
+        ``'mAP'``, ``'mINP'`` and ``'CMC@k'`` for each k, as fractions (0 to 1). With
+        ``return_per_query`` also ``'AP'`` and ``'INP'`` ((Q,) float64, NaN where a query has no
+        positive), ``'first_hit_rank'`` ((Q,) int64, counted from 1, 0 where there is none) and
+        ``'num_valid_queries'``.
+
+    Raises:
+        TypeError: If features are not floating-point or labels are not integers.
+        ValueError: If inputs are empty, don't fit one another, hold NaN or infinity, if cameras are
+            given for one side only, no query has a positive, an option is unknown, or
+            ``max_memory_mb`` is too little for one query.
+
+    Example:
+        >>> query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> gallery = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]])
+        >>> evaluate_ranking(query, gallery, [1, 2], [1, 2, 2], topk=(1,))
+        {'mAP': 1.0, 'mINP': 1.0, 'CMC@1': 1.0}
+    """
+    ranks = _check_topk(topk)
+    scores = FeatureScores(query_features, gallery_features, metric)
+    protocol = _Protocol.build(
+        scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
+    )
+    return _evaluate(scores, protocol, ranks, max_memory_mb, return_per_query, progress)
+
+
+def evaluate_distances(
+    distances: Distances,
+    query_ids: Labels,
+    gallery_ids: Labels,
+    query_cameras: Labels | None = None,
+    gallery_cameras: Labels | None = None,
+    topk: Sequence[int] = (1, 5, 10),
+    max_memory_mb: float = 512,
+    *,
+    self_index: Labels | None = None,
+    return_per_query: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """As :func:`evaluate_ranking`, from distances instead of features.
+
+    Args:
+        distances: (Q, G) array, tensor, or object that computes rows on demand when it is sliced,
+            such as :class:`~vitdown.evaluation.functional.RerankedDistances`. Small is near.
+            Distances are compared as they are; only equal ones are ties.
+        query_ids: See :func:`evaluate_ranking`, as for all other arguments, results and errors.
+    """
+    ranks = _check_topk(topk)
+    scores = DistanceScores(distances)
+    protocol = _Protocol.build(
+        scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
+    )
+    return _evaluate(scores, protocol, ranks, max_memory_mb, return_per_query, progress)
+
+
+class DistanceScores:
+    """Rows of a distance matrix as scores: the same, negated."""
+
+    def __init__(self, distances: Distances) -> None:
+        shape = tuple(getattr(distances, 'shape', ()))
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f'distances must have the shape (Q, G), not {shape}')
+        self.shape = shape
+        self.device = torch.device(getattr(distances, 'device', 'cpu'))
+        self._distances = distances
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Scores of the queries ``start <= i < stop``; the caller may write to the result."""
+        rows = torch.as_tensor(self._distances[start : min(stop, self.shape[0])])
+        broken = rows.isnan().any(dim=1).nonzero()[:, 0]
+        if len(broken):
+            raise ValueError(f'distances: row {start + int(broken[0])} holds NaN')
+        return -rows
+
+
+@dataclass
+class _Protocol:
+    """Who is positive and who is junk for whom."""
+
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
+    query_cameras: np.ndarray | None
+    gallery_cameras: np.ndarray | None
+    self_index: np.ndarray | None
+
+    @classmethod
+    def build(
+        cls,
+        shape: tuple[int, int],
+        query_ids: Labels,
+        gallery_ids: Labels,
+        query_cameras: Labels | None,
+        gallery_cameras: Labels | None,
+        self_index: Labels | None,
+    ) -> _Protocol:
+        num_query, num_gallery = shape
+        query = as_labels(query_ids, 'query_ids', num_query, 'query features')
+        gallery = as_labels(gallery_ids, 'gallery_ids', num_gallery, 'gallery features')
+        if (query_cameras is None) != (gallery_cameras is None):
+            given, missing = ('gallery', 'query') if query_cameras is None else ('query', 'gallery')
+            raise ValueError(
+                f'{given}_cameras are given without {missing}_cameras: the cross-camera protocol '
+                'needs both; leave out both to keep same-camera entries'
+            )
+        if query_cameras is not None:
+            query_cameras = as_labels(query_cameras, 'query_cameras', num_query, 'query features')
+            gallery_cameras = as_labels(
+                gallery_cameras, 'gallery_cameras', num_gallery, 'gallery features'
+            )
+        if self_index is not None:
+            self_index = as_labels(self_index, 'self_index', num_query, 'query features')
+            outside = np.flatnonzero((self_index < -1) | (self_index >= num_gallery))
+            if len(outside):
+                raise ValueError(
+                    f'self_index of query {outside[0]} is {self_index[outside[0]]}, outside the '
+                    f'gallery of {num_gallery}'
+                )
+            other = np.flatnonzero((self_index >= 0) & (gallery[self_index] != query))
+            if len(other):
+                raise ValueError(
+                    f'self_index of query {other[0]} (identity {query[other[0]]}) points to a '
+                    f'gallery image of identity {gallery[self_index[other[0]]]}'
+                )
+        return cls(query, gallery, query_cameras, gallery_cameras, self_index)
+
+    def __post_init__(self) -> None:
+        self._order = np.argsort(self.gallery_ids, kind='stable')
+        ordered = self.gallery_ids[self._order]
+        self._first = np.searchsorted(ordered, self.query_ids, 'left')
+        self._count = np.searchsorted(ordered, self.query_ids, 'right') - self._first
+
+    def same_identity(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of equal identity: row in the block, gallery index, whether junk; by row."""
+        first, count = self._first[start:stop], self._count[start:stop]
+        rows = np.repeat(np.arange(len(count)), count)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+        columns = self._order[np.repeat(first, count) + within]
+        junk = np.zeros(len(rows), dtype=bool)
+        if self.query_cameras is not None:
+            junk |= self.query_cameras[start + rows] == self.gallery_cameras[columns]
+        if self.self_index is not None:
+            junk |= self.self_index[start + rows] == columns
+        return rows, columns, junk
+
+
+def _evaluate(
+    scores: FeatureScores | DistanceScores,
+    protocol: _Protocol,
+    topk: tuple[int, ...],
+    max_memory_mb: float,
+    return_per_query: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    num_query, num_gallery = scores.shape
+    step = rows_per_block(max_memory_mb, num_gallery * _BYTES_PER_SCORE, num_query)
+    if scores.device.type == 'cpu':
+        step = min(step, max(_CPU_BLOCK_ROWS, _CPU_BLOCK_SCORES // num_gallery))
+    ap = np.full(num_query, np.nan)
+    inp = np.full(num_query, np.nan)
+    first_hit = np.zeros(num_query, dtype=np.int64)
+    with tqdm(total=num_query, desc='ranking', unit='query', delay=3, disable=not progress) as bar:
+        for start in range(0, num_query, step):
+            stop = min(start + step, num_query)
+            rows, columns, junk = protocol.same_identity(start, stop)
+            negatives = _negatives_above(scores, start, stop, rows, columns, junk)
+            block = slice(start, stop)
+            ap[block], inp[block], first_hit[block] = _summarise(
+                rows[~junk], negatives, stop - start
+            )
+            bar.update(stop - start)
+    valid = first_hit > 0
+    if not valid.any():
+        raise ValueError(
+            f'none of the {num_query} queries has a positive in the gallery of {num_gallery} '
+            '(same identity, and another camera where cameras are given): check that query and '
+            'gallery share identities and that camera ids are right'
+        )
+    result: dict[str, Any] = {'mAP': float(ap[valid].mean()), 'mINP': float(inp[valid].mean())}
+    for k in topk:
+        result[f'CMC@{k}'] = float((first_hit[valid] <= k).mean())
+    if return_per_query:
+        result.update(AP=ap, INP=inp, first_hit_rank=first_hit, num_valid_queries=int(valid.sum()))
+    return result
+
+
+def _negatives_above(
+    scores: FeatureScores | DistanceScores,
+    start: int,
+    stop: int,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    junk: np.ndarray,
+) -> np.ndarray:
+    """How many negatives stand before each positive of a block of queries, (positives,)."""
+    block = scores.rows(start, stop)
+    same = torch.as_tensor(rows, device=block.device), torch.as_tensor(columns, device=block.device)
+    positive = torch.as_tensor(~junk, device=block.device)
+    row, column = same[0][positive], same[1][positive]
+    reached = block[row, column]
+    # Neither positives nor junk are negatives. With them out of the way, only negatives count.
+    block[same] = -torch.inf
+    if not isinstance(scores, FeatureScores):
+        return count_at_least(block, row, reached[:, None])[:, 0].cpu().numpy()
+
+    margin = scores.tolerance[start + row]
+    limits = torch.stack([reached - margin, reached + margin], dim=1)
+    possible, certain = count_at_least(block, row, limits).unbind(dim=1)
+    open_ = (possible > certain).nonzero()[:, 0]
+    if not len(open_):
+        return certain.cpu().numpy()
+    if (possible - certain).sum() > _MAX_SHARE_OF_PAIRS * block.numel():
+        block = scores.rows_float64(start, stop)
+        limits = block[row, column] - scores.tie[start + row]
+        block[same] = -torch.inf
+        return count_at_least(block, row, limits[:, None])[:, 0].cpu().numpy()
+    interval, rival = find_between(block, row[open_], limits[open_, 0], limits[open_, 1])
+    query = start + row[open_]
+    limit = scores.pairs(query, column[open_]) - scores.tie[query]
+    before = scores.pairs(query[interval], rival) >= limit[interval]
+    certain[open_] += torch.bincount(interval[before], minlength=len(open_))
+    return certain.cpu().numpy()
+
+
+def _summarise(
+    rows: np.ndarray, negatives: np.ndarray, num_rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """AP, INP and first rank of each query of a block, from the negatives before its positives."""
+    order = np.lexsort((negatives, rows))
+    rows, negatives = rows[order], negatives[order]
+    count = np.bincount(rows, minlength=num_rows)
+    first = np.cumsum(count) - count
+    hits = np.arange(len(rows)) - first[rows] + 1
+    ranks = negatives + hits
+    some = count > 0
+    ap = np.full(num_rows, np.nan)
+    inp = np.full(num_rows, np.nan)
+    first_hit = np.zeros(num_rows, dtype=np.int64)
+    precision = np.bincount(rows, weights=hits / ranks, minlength=num_rows)
+    ap[some] = precision[some] / count[some]
+    inp[some] = count[some] / ranks[(first + count - 1)[some]]
+    first_hit[some] = ranks[first[some]]
+    return ap, inp, first_hit
+
+
+def _check_topk(topk: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(topk, (str, int)) or not isinstance(topk, Sequence) or not len(topk):
+        raise ValueError(f'topk must be a sequence of ranks such as (1, 5, 10), not {topk!r}')
+    for k in topk:
+        check_count(k, 'topk: each rank')
+    return tuple(int(k) for k in topk)

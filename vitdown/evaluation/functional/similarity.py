@@ -1,0 +1,144 @@
+"""Similarity scores of query and gallery features, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .inputs import Features, as_feature_pair, check_metric
+
+# Features that are held in float64 at a time: few enough to stay in a processor's cache.
+_CHUNK = 1024
+
+
+class FeatureScores:
+    """Scores of all query-gallery pairs; the higher, the more alike.
+
+    With the metric ``'cosine'`` the score of a pair is the cosine of the angle between the features
+    (0 where one of them is zero), with ``'euclidean'`` it is :math:`q g - |g|^2 / 2`, which orders
+    the gallery of a query as the Euclidean distance does. For the latter, features are first moved
+    so that the gallery's mean is the origin: distances don't change, and the cancellation between
+    the two terms stays small.
+
+    Scores are matrix products in float32, whatever the features' precision (TF32 and autocast are
+    kept out). :attr:`tolerance` says how close two scores of a query must be for rounding to
+    decide their order; for such pairs :meth:`pairs` gives scores in float64.
+
+    Args:
+        query_features: (Q, D), any floating-point type.
+        gallery_features: (G, D).
+        metric: ``'cosine'`` or ``'euclidean'``.
+
+    Attributes:
+        shape: (Q, G).
+        device: Where scores are computed: where the features are.
+        tolerance: (Q,) float32; scores of a query that differ by more are in the right order.
+        tie: (Q,) float64; float64 scores of a query that differ by no more are equal.
+    """
+
+    def __init__(
+        self, query_features: Features, gallery_features: Features, metric: str = 'cosine'
+    ) -> None:
+        check_metric(metric)
+        self._query, self._gallery = as_feature_pair(query_features, gallery_features)
+        self.shape = (len(self._query), len(self._gallery))
+        self.device = self._query.device
+        one = torch.ones((), dtype=torch.float64, device=self.device)
+        if metric == 'cosine':
+            self._offset = 0 * one
+            self._query_scale = _or_one(_lengths(self._query, self._offset))
+            self._gallery_scale = _or_one(_lengths(self._gallery, self._offset))
+            self._half_square = None
+            magnitude = one.expand(self.shape[0])
+        else:
+            self._offset = self._gallery.mean(dim=0, dtype=torch.float64)
+            # Distances relative to the farthest gallery feature: no square overflows.
+            lengths = _lengths(self._gallery, self._offset)
+            radius = _or_one(lengths.max())
+            self._query_scale = radius.expand(self.shape[0])
+            self._gallery_scale = radius.expand(self.shape[1])
+            self._half_square = (lengths / radius).square() / 2
+            magnitude = _lengths(self._query, self._offset) / radius + 1
+        # Rounding errors of a sum over D terms grow like the root of D; the input's rounding and,
+        # for the Euclidean score, the subtraction add a few units. Two scores: twice the error.
+        steps = 2 * (math.sqrt(self._query.shape[1]) + 4)
+        self.tolerance = (steps * 2.0**-24 * magnitude).float()
+        self.tie = 16 * steps * 2.0**-53 * magnitude
+        self._query32 = self._prepare32(self._query, self._query_scale)
+        self._gallery32 = self._prepare32(self._gallery, self._gallery_scale)
+        self._buffer: torch.Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Scores of the queries ``start <= i < stop`` with the whole gallery, float32.
+
+        The result lies in a buffer that the next call overwrites; the caller may write to it.
+        """
+        stop = min(stop, self.shape[0])
+        if self._buffer is None or len(self._buffer) < stop - start:
+            self._buffer = torch.empty(stop - start, self.shape[1], device=self.device)
+        out = self._buffer[: stop - start]
+        with _full_precision(self.device):
+            torch.mm(self._query32[start:stop], self._gallery32.t(), out=out)
+        if self._half_square is not None:
+            out -= self._half_square
+        return out
+
+    def rows_float64(self, start: int, stop: int) -> torch.Tensor:
+        """As :meth:`rows`, computed in float64 from the features as they were given."""
+        query = self._prepare(self._query[start:stop], self._query_scale[start:stop])
+        out = query.new_empty(len(query), self.shape[1])
+        for begin in range(0, self.shape[1], _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            gallery = self._prepare(self._gallery[part], self._gallery_scale[part])
+            out[:, part] = query @ gallery.t()
+        if self._half_square is not None:
+            out -= self._half_square
+        return out
+
+    def pairs(self, query_index: torch.Tensor, gallery_index: torch.Tensor) -> torch.Tensor:
+        """Float64 scores of single pairs, (n,), from the features as they were given."""
+        scores = torch.empty(len(query_index), dtype=torch.float64, device=self.device)
+        for begin in range(0, len(query_index), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            q, g = query_index[part], gallery_index[part]
+            query = self._query[q].double() - self._offset
+            gallery = self._gallery[g].double() - self._offset
+            scale = self._query_scale[q] * self._gallery_scale[g]
+            scores[part] = query.mul_(gallery).sum(dim=1) / scale
+        if self._half_square is not None:
+            scores -= self._half_square[gallery_index]
+        return scores
+
+    def _prepare(self, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Features as they enter the product, in float64."""
+        return (features.double() - self._offset) / scale[:, None]
+
+    def _prepare32(self, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """As :meth:`_prepare`, rounded to float32, in parts so that no float64 copy is held."""
+        parts = zip(features.split(_CHUNK), scale.split(_CHUNK))
+        return torch.cat([self._prepare(*part).float() for part in parts])
+
+
+def _lengths(features: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Distances to the offset in float64, (N,)."""
+    return torch.cat([(part.double() - offset).norm(dim=1) for part in features.split(_CHUNK)])
+
+
+def _or_one(lengths: torch.Tensor) -> torch.Tensor:
+    """1 in place of 0, so that lengths can be divided by."""
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products in true float32: no autocast, no TF32 or bfloat16 inside."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('highest')
+    try:
+        with torch.autocast(device.type, enabled=False), torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
