@@ -13,7 +13,7 @@ LAYER_PAIRS: list[NamePair] = [
     ('mlp.fc1.{p}', 'ffn.layers.0.0.{p}'),
     ('mlp.fc2.{p}', 'ffn.layers.1.{p}'),
     ('ls1.gamma', 'attn.gamma1.weight'),
-    ('ls2.gamma', 'ffn.gamma2.scale'),
+    ('ls2.gamma', 'ffn.gamma2.weight'),
 ]
 BACKBONE_PAIRS: list[NamePair] = [
     ('cls_token', 'cls_token'),

@@ -129,7 +129,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
             drop_rate=drop_rate,
             interpolate_mode=interpolate_mode,
             norm_cfg=norm_cfg,
-            patch_cfg=dict(stride=stride or patch_size, **(patch_cfg or {})),
+            patch_cfg={'stride': stride or patch_size, 'padding': 0, **(patch_cfg or {})},
             init_cfg=init_cfg,
             **kwargs,
         )
