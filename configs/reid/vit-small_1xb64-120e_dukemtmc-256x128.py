@@ -1,6 +1,6 @@
 _base_ = [
     '../_base_/models/reid_vit.py',
-    '../_base_/datasets/dukemtmc_256x128.py',
+    '../_base_/datasets/dukemtmc_256x128_re08.py',
     '../_base_/schedules/transreid_sgd_120e.py',
     '../_base_/default_runtime.py',
 ]
@@ -17,6 +17,3 @@ model = dict(
     ),
     head=dict(num_classes=702, in_channels=768),
 )
-
-# TransReID erases more often with DeiT and ViT-S than with ViT-B
-train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))

@@ -21,6 +21,8 @@ train_dataloader = dict(
     batch_size=64,  # on each GPU
     num_workers=4,
     persistent_workers=False,
+    worker_init_fn=dict(type='vitdown.seed_worker'),
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='IdentitySampler', num_identities=16, num_instances=4),
     dataset=dict(type='Market1501', data_root=data_root, subset='train', pipeline=train_pipeline),
 )
@@ -28,6 +30,7 @@ val_dataloader = dict(
     batch_size=256,
     num_workers=4,
     persistent_workers=False,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(type='Market1501', data_root=data_root, subset='test', pipeline=test_pipeline),
 )

@@ -2,6 +2,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.utils.checkpoint as cp
 from mmengine.model import ModuleList
@@ -139,7 +140,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
             qk_scale = self.arch_settings.get('qk_scale')
         if layer_cfgs is None or isinstance(layer_cfgs, dict):
             layer_cfgs = [layer_cfgs or {}] * self.num_layers
-        drop_path_rates = torch.linspace(0, drop_path_rate, self.num_layers).tolist()
+        drop_path_rates = np.linspace(0, drop_path_rate, self.num_layers).tolist()
         self.layers = ModuleList(
             TransformerEncoderLayer(
                 **{
