@@ -8,16 +8,16 @@ the negatives above each positive are counted, and the block is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from .counting import count_at_least, find_between
-from .inputs import Features, Labels, as_labels, check_count, rows_per_block
-from .similarity import FeatureScores
+from .inputs import Features, Labels, check_count, rows_per_block
+from .protocol import RankingProtocol
+from .similarity import Distances, DistanceScores, FeatureScores
 
 # A block whose rounding-prone pairs exceed this share is cheaper to recompute as a whole.
 _MAX_SHARE_OF_PAIRS = 0.02
@@ -27,15 +27,6 @@ _BYTES_PER_SCORE = 12
 # On a CPU, larger blocks than these don't make products faster, but fresh memory costs time.
 _CPU_BLOCK_SCORES = 2**23
 _CPU_BLOCK_ROWS = 256
-
-
-class Distances(Protocol):
-    """Anything that gives rows of a distance matrix: an array, a tensor or a lazy object."""
-
-    shape: tuple[int, int]
-
-    def __getitem__(self, rows: slice) -> torch.Tensor | np.ndarray:
-        """Distances of some queries to the whole gallery, (rows, G)."""
 
 
 def evaluate_ranking(
@@ -111,7 +102,7 @@ def evaluate_ranking(
     """
     ranks = _check_topk(topk)
     scores = FeatureScores(query_features, gallery_features, metric)
-    protocol = _Protocol.build(
+    protocol = RankingProtocol.build(
         scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
     )
     return _evaluate(scores, protocol, ranks, max_memory_mb, return_per_query, progress)
@@ -140,105 +131,15 @@ def evaluate_distances(
     """
     ranks = _check_topk(topk)
     scores = DistanceScores(distances)
-    protocol = _Protocol.build(
+    protocol = RankingProtocol.build(
         scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
     )
     return _evaluate(scores, protocol, ranks, max_memory_mb, return_per_query, progress)
 
 
-class DistanceScores:
-    """Rows of a distance matrix as scores: the same, negated."""
-
-    def __init__(self, distances: Distances) -> None:
-        shape = tuple(getattr(distances, 'shape', ()))
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(f'distances must have the shape (Q, G), not {shape}')
-        self.shape = shape
-        self.device = torch.device(getattr(distances, 'device', 'cpu'))
-        self._distances = distances
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Scores of the queries ``start <= i < stop``; the caller may write to the result."""
-        rows = torch.as_tensor(self._distances[start : min(stop, self.shape[0])])
-        broken = rows.isnan().any(dim=1).nonzero()[:, 0]
-        if len(broken):
-            raise ValueError(f'distances: row {start + int(broken[0])} holds NaN')
-        return -rows
-
-
-@dataclass
-class _Protocol:
-    """Who is positive and who is junk for whom."""
-
-    query_ids: np.ndarray
-    gallery_ids: np.ndarray
-    query_cameras: np.ndarray | None
-    gallery_cameras: np.ndarray | None
-    self_index: np.ndarray | None
-
-    @classmethod
-    def build(
-        cls,
-        shape: tuple[int, int],
-        query_ids: Labels,
-        gallery_ids: Labels,
-        query_cameras: Labels | None,
-        gallery_cameras: Labels | None,
-        self_index: Labels | None,
-    ) -> _Protocol:
-        num_query, num_gallery = shape
-        query = as_labels(query_ids, 'query_ids', num_query, 'query features')
-        gallery = as_labels(gallery_ids, 'gallery_ids', num_gallery, 'gallery features')
-        if (query_cameras is None) != (gallery_cameras is None):
-            given, missing = ('gallery', 'query') if query_cameras is None else ('query', 'gallery')
-            raise ValueError(
-                f'{given}_cameras are given without {missing}_cameras: the cross-camera protocol '
-                'needs both; leave out both to keep same-camera entries'
-            )
-        if query_cameras is not None:
-            query_cameras = as_labels(query_cameras, 'query_cameras', num_query, 'query features')
-            gallery_cameras = as_labels(
-                gallery_cameras, 'gallery_cameras', num_gallery, 'gallery features'
-            )
-        if self_index is not None:
-            self_index = as_labels(self_index, 'self_index', num_query, 'query features')
-            outside = np.flatnonzero((self_index < -1) | (self_index >= num_gallery))
-            if len(outside):
-                raise ValueError(
-                    f'self_index of query {outside[0]} is {self_index[outside[0]]}, outside the '
-                    f'gallery of {num_gallery}'
-                )
-            other = np.flatnonzero((self_index >= 0) & (gallery[self_index] != query))
-            if len(other):
-                raise ValueError(
-                    f'self_index of query {other[0]} (identity {query[other[0]]}) points to a '
-                    f'gallery image of identity {gallery[self_index[other[0]]]}'
-                )
-        return cls(query, gallery, query_cameras, gallery_cameras, self_index)
-
-    def __post_init__(self) -> None:
-        self._order = np.argsort(self.gallery_ids, kind='stable')
-        ordered = self.gallery_ids[self._order]
-        self._first = np.searchsorted(ordered, self.query_ids, 'left')
-        self._count = np.searchsorted(ordered, self.query_ids, 'right') - self._first
-
-    def same_identity(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of equal identity: row in the block, gallery index, whether junk; by row."""
-        first, count = self._first[start:stop], self._count[start:stop]
-        rows = np.repeat(np.arange(len(count)), count)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        columns = self._order[np.repeat(first, count) + within]
-        junk = np.zeros(len(rows), dtype=bool)
-        if self.query_cameras is not None:
-            junk |= self.query_cameras[start + rows] == self.gallery_cameras[columns]
-        if self.self_index is not None:
-            junk |= self.self_index[start + rows] == columns
-        return rows, columns, junk
-
-
 def _evaluate(
     scores: FeatureScores | DistanceScores,
-    protocol: _Protocol,
+    protocol: RankingProtocol,
     topk: tuple[int, ...],
     max_memory_mb: float,
     return_per_query: bool,

@@ -1,17 +1,28 @@
-"""Similarity scores of query and gallery features, block by block."""
+"""Scores of query-gallery pairs, block by block, from features or from distances."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from .inputs import Features, as_feature_pair, check_metric
 
 # Features that are held in float64 at a time: few enough to stay in a processor's cache.
 _CHUNK = 1024
+
+
+class Distances(Protocol):
+    """Anything that gives rows of a distance matrix: an array, a tensor or a lazy object."""
+
+    shape: tuple[int, int]
+
+    def __getitem__(self, rows: slice) -> torch.Tensor | np.ndarray:
+        """Distances of some queries to the whole gallery, (rows, G)."""
 
 
 class FeatureScores:
@@ -80,7 +91,7 @@ class FeatureScores:
         if self._buffer is None or len(self._buffer) < stop - start:
             self._buffer = torch.empty(stop - start, self.shape[1], device=self.device)
         out = self._buffer[: stop - start]
-        with _full_precision(self.device):
+        with full_precision(self.device):
             torch.mm(self._query32[start:stop], self._gallery32.t(), out=out)
         if self._half_square is not None:
             out -= self._half_square
@@ -112,6 +123,14 @@ class FeatureScores:
             scores -= self._half_square[gallery_index]
         return scores
 
+    def readable(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (Q, n) as one would print them: cosines, or negative Euclidean distances."""
+        if self._half_square is None:
+            return scores
+        lengths = _lengths(self._query, self._offset) / self._query_scale
+        squares = lengths.square()[:, None] - 2 * scores.double()
+        return (-squares.clamp_(min=0).sqrt() * self._query_scale[:, None]).to(scores.dtype)
+
     def _prepare(self, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Features as they enter the product, in float64."""
         return (features.double() - self._offset) / scale[:, None]
@@ -120,6 +139,26 @@ class FeatureScores:
         """As :meth:`_prepare`, rounded to float32, in parts so that no float64 copy is held."""
         parts = zip(features.split(_CHUNK), scale.split(_CHUNK))
         return torch.cat([self._prepare(*part).float() for part in parts])
+
+
+class DistanceScores:
+    """Rows of a distance matrix as scores: the same, negated."""
+
+    def __init__(self, distances: Distances) -> None:
+        shape = tuple(getattr(distances, 'shape', ()))
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f'distances must have the shape (Q, G), not {shape}')
+        self.shape = shape
+        self.device = torch.device(getattr(distances, 'device', 'cpu'))
+        self._distances = distances
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Scores of the queries ``start <= i < stop``; the caller may write to the result."""
+        rows = torch.as_tensor(self._distances[start : min(stop, self.shape[0])])
+        broken = rows.isnan().any(dim=1).nonzero()[:, 0]
+        if len(broken):
+            raise ValueError(f'distances: row {start + int(broken[0])} holds NaN')
+        return -rows
 
 
 def _lengths(features: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -133,7 +172,7 @@ def _or_one(lengths: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products in true float32: no autocast, no TF32 or bfloat16 inside."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('highest')
