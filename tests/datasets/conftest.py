@@ -1,3 +1,4 @@
+import gc
 import logging
 from pathlib import Path
 
@@ -18,6 +19,15 @@ def write_image(path: Path, value: int = 0, size: tuple[int, int] = (8, 16)) -> 
 def write_images(root: Path, *names: str) -> None:
     for name in names:
         write_image(root / name)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_garbage_collection():
+    """MMEngine collects garbage for each dataset that it serialises; spare it the libraries."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -124,9 +124,9 @@ class TestCorruptImages:
         dataset = Market1501(str(damaged), 'train', pipeline=[LoadReIDImage()])
         assert len(dataset) == 6
         with pytest.raises(OSError, match=r"1600_c1s1_000001_01\.jpg.*0 bytes.*corrupt='skip'"):
-            for index in range(len(dataset)):
-                if '0002_c1s1_000009' not in dataset.get_data_info(index)['img_path']:
-                    dataset[index]
+            dataset[5]
+        with pytest.raises(OSError, match=r"0002_c1s1_000009_01\.jpg.*truncated.*corrupt='skip'"):
+            dataset[0]
 
     def test_skip_leaves_them_out_before_labelling(self, damaged, logged):
         dataset = Market1501(str(damaged), 'train', corrupt='skip', pipeline=[LoadReIDImage()])

@@ -70,11 +70,11 @@ def test_depends_on_seed_and_epoch_only():
         sampler.set_epoch(epoch)
         return list(sampler)
 
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    state = np.random.get_state()[1].copy()
     assert draw(1, 2) == draw(1, 2)
     assert draw(1, 2) != draw(1, 3)
     assert draw(1, 2) != draw(2, 2)
-    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
 
     sampler = IdentitySampler(labels, P, K, seed=1)
     first = list(sampler)

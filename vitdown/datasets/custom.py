@@ -127,7 +127,7 @@ class CSVReIDDataset(ReIDDataset):
                     where = f'{self.ann_file}, line {reader.line_num}'
                     rows.append((where, self._cells(row, present, where)))
             except csv.Error as error:
-                where = f'{self.ann_file}, line {reader.line_num}'
+                where = f'{self.ann_file}, after line {reader.line_num}'
                 raise ValueError(f'{where}: not valid CSV: {error}.') from error
         return self._to_samples(rows)
 
@@ -195,8 +195,8 @@ class FolderReIDDataset(ReIDDataset):
         data_root: Folder with ``train``, ``query`` and ``gallery``.
         subset: ``'train'``, ``'query'``, ``'gallery'`` or ``'test'``.
         camera_pattern: Regular expression, searched in the file names, whose only group is the
-            camera: a number from 0, or a name (numbered in sorted order over query and gallery,
-            or train). By default cameras are unknown.
+            camera: a number from 0, or a name (numbered in sorted order over all subsets). By
+            default cameras are unknown.
         **kwargs: Further arguments of :class:`ReIDDataset`.
     """
 

@@ -1,6 +1,5 @@
 """Random erasing as the published re-ID recipes do it."""
 # NumPy's global generator is the one that MMEngine seeds in every worker.
-# ruff: noqa: NPY002
 
 from collections.abc import Sequence
 

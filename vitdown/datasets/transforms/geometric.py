@@ -53,7 +53,9 @@ class Letterbox(BaseTransform):
         )
         left, top = (width - new_w) // 2, (height - new_h) // 2
         padding = (left, top, width - new_w - left, height - new_h - top)
-        results['img'] = mmcv.impad(img, padding=padding, pad_val=self.pad_val)
+        # OpenCV would pad only the first channel with a single number.
+        pad_val = (self.pad_val,) * 3
+        results['img'] = mmcv.impad(img, padding=padding, pad_val=pad_val)
         results['img_shape'] = self.size
         results['scale_factor'] = (scale_w, scale_h)
         return results
