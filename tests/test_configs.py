@@ -21,4 +21,3 @@ def test_config_builds(path):
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         steps = {step['type']: step for step in loader.dataset.pipeline}
         assert tuple(steps['Resize']['scale'])[::-1] == tuple(size)
-    assert cfg.param_scheduler.max_epochs == cfg.train_cfg.max_epochs

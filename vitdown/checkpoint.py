@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import tempfile
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from numpy import dtype, ndarray
 from numpy.dtypes import Float32DType, Float64DType, Int64DType
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -67,21 +65,29 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: str = 'cpu') -> 
             return load_file(path, device=str(map_location))
         with torch.serialization.safe_globals(_SAFE_TYPES):
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # torch meets damaged files with exceptions of many types
+        if isinstance(error, pickle.UnpicklingError) and 'Unsupported' in str(error):
+            raise CheckpointError(
+                f'Checkpoint {path} holds Python objects besides weights and is not loaded, '
+                'because unpickling them could run code. If you trust its origin, load it with '
+                'torch.load(..., weights_only=False) and save its state dict. '
+                f'({_first_line_on_global(error)})'
+            ) from None
         raise CheckpointError(
-            f'Checkpoint {path} holds Python objects besides weights and is not loaded, because '
-            'unpickling them could run code. If you trust its origin, load it yourself with '
-            f'torch.load(..., weights_only=False) and save its state dict. ({error})'
-        ) from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f'Checkpoint {path} is damaged or not a checkpoint ({error}); use another file'
+            f'Checkpoint {path} is damaged or not a checkpoint '
+            f'({type(error).__name__}: {str(error).splitlines()[0] if str(error) else "empty"}); '
+            'use another file'
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(
             f'Checkpoint {path} holds a {type(content).__name__}, expected a state dict'
         )
     return content
+
+
+def _first_line_on_global(error: pickle.UnpicklingError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if 'Unsupported' in line]
+    return lines[0]
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
@@ -152,8 +158,9 @@ def check_fit(
     ]
     if problems:
         raise CheckpointError(
-            f'{name} does not fit {type(model).__name__}: {"; ".join(problems)}. Is it a checkpoint '
-            'of this config? Weights of other code bases need tools/model_converters/convert.py.'
+            f'{name} does not fit {type(model).__name__}: {"; ".join(problems)}. Is it a '
+            'checkpoint of this config? Weights of other code bases need '
+            'tools/model_converters/convert.py.'
         )
 
 

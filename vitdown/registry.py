@@ -4,52 +4,33 @@ Modules are imported on the first look-up, so ``import vitdown`` stays cheap. Ty
 OpenMMLab packages are reached with their scope, e.g. ``dict(type='mmpretrain.ResNet')``.
 """
 
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
-from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
+import mmengine.registry as root
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='vitdown', locations=['vitdown.models'])
-DATASETS = Registry(
-    'dataset', parent=MMENGINE_DATASETS, scope='vitdown', locations=['vitdown.datasets']
-)
-DATA_SAMPLERS = Registry(
-    'data sampler',
-    parent=MMENGINE_DATA_SAMPLERS,
-    scope='vitdown',
-    locations=['vitdown.datasets'],
-)
-TRANSFORMS = Registry(
-    'transform',
-    parent=MMENGINE_TRANSFORMS,
-    scope='vitdown',
-    locations=['vitdown.datasets.transforms'],
-)
-METRICS = Registry(
-    'metric',
-    parent=MMENGINE_METRICS,
-    scope='vitdown',
-    locations=['vitdown.evaluation.metrics'],
-)
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='vitdown', locations=['vitdown.engine'])
-PARAM_SCHEDULERS = Registry(
-    'parameter scheduler',
-    parent=MMENGINE_PARAM_SCHEDULERS,
-    scope='vitdown',
-    locations=['vitdown.engine'],
-)
-FUNCTIONS = Registry(
-    'function', parent=MMENGINE_FUNCTIONS, scope='vitdown', locations=['vitdown.engine']
-)
-VISUALIZERS = Registry(
-    'visualizer',
-    parent=MMENGINE_VISUALIZERS,
-    scope='vitdown',
-    locations=['vitdown.visualization'],
-)
+
+def _child(parent: Registry, *locations: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope='vitdown', locations=list(locations))
+
+
+MODELS = _child(root.MODELS, 'vitdown.models')
+DATASETS = _child(root.DATASETS, 'vitdown.datasets')
+DATA_SAMPLERS = _child(root.DATA_SAMPLERS, 'vitdown.datasets')
+TRANSFORMS = _child(root.TRANSFORMS, 'vitdown.datasets.transforms')
+METRICS = _child(root.METRICS, 'vitdown.evaluation.metrics')
+VISUALIZERS = _child(root.VISUALIZERS, 'vitdown.visualization')
+HOOKS = _child(root.HOOKS, 'vitdown.engine')
+PARAM_SCHEDULERS = _child(root.PARAM_SCHEDULERS, 'vitdown.engine')
+FUNCTIONS = _child(root.FUNCTIONS, 'vitdown.engine')
+
+# Nothing of vitdown's own lives in these: they lead look-ups in scope ``vitdown`` to MMEngine's.
+EVALUATORS = _child(root.EVALUATOR)
+LOG_PROCESSORS = _child(root.LOG_PROCESSORS)
+LOOPS = _child(root.LOOPS)
+MODEL_WRAPPERS = _child(root.MODEL_WRAPPERS)
+OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS)
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS)
+OPTIMIZERS = _child(root.OPTIMIZERS)
+RUNNERS = _child(root.RUNNERS)
+TASK_UTILS = _child(root.TASK_UTILS)
+VISBACKENDS = _child(root.VISBACKENDS)
+WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS)

@@ -239,7 +239,7 @@ def check_lr(golden: GoldenFile) -> None:
         )
         scheduler = WarmupCosineLR(
             optimizer,
-            max_epochs=settings['max_epochs'],
+            end=settings['max_epochs'],
             warmup_epochs=settings['warmup_epochs'],
             warmup_start_ratio=config['warmup_init_ratio'],
             min_lr_ratio=config['min_lr_ratio'],

@@ -7,16 +7,12 @@ model = dict(
     ),
     backbone=dict(
         type='VisionTransformer',
-        arch='deit-small',
-        img_size=(256, 128),
         patch_size=16,
         drop_path_rate=0.1,
         out_type='cls_token',
     ),
     head=dict(
         type='BNNeckHead',
-        num_classes=751,
-        in_channels=384,
         neck_feat='before',
         loss_id=dict(type='mmpretrain.CrossEntropyLoss'),
         loss_metric=dict(type='TripletLoss', margin=None),

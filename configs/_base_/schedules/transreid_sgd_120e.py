@@ -6,7 +6,6 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(
     type='WarmupCosineLR',
-    max_epochs=120,
     warmup_epochs=5,
     warmup_start_ratio=0.01,
     min_lr_ratio=0.002,

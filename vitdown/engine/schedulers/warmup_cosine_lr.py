@@ -38,7 +38,8 @@ class WarmupCosineLR(_ParamScheduler):
 
     Args:
         optimizer (Optimizer | OptimWrapper): Wrapped optimizer.
-        max_epochs (int): Number of epochs of the schedule.
+        end (int): Number of epochs of the schedule. MMEngine's runner fills in
+            ``train_cfg.max_epochs``.
         warmup_epochs (int): Length of the warm-up. Defaults to 5.
         warmup_start_ratio (float): Defaults to 0.01.
         min_lr_ratio (float): Defaults to 0.002.
@@ -54,7 +55,7 @@ class WarmupCosineLR(_ParamScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        max_epochs: int,
+        end: int,
         warmup_epochs: int = 5,
         warmup_start_ratio: float = 0.01,
         min_lr_ratio: float = 0.002,
@@ -62,25 +63,26 @@ class WarmupCosineLR(_ParamScheduler):
         last_step: int = -1,
         verbose: bool = False,
     ) -> None:
-        if not 0 <= warmup_epochs < max_epochs:
+        if not 0 <= warmup_epochs < end:
             raise ValueError(
-                f'warmup_epochs={warmup_epochs} must be below max_epochs={max_epochs}; set the '
-                "scheduler's arguments together with train_cfg.max_epochs"
+                f'warmup_epochs={warmup_epochs} must be below the {end} epochs of training; set '
+                'param_scheduler.warmup_epochs'
             )
         if base_lr is None:
             base_lr = getattr(optimizer, 'optimizer', optimizer).defaults['lr']
-        self.max_epochs = max_epochs
         self.warmup_epochs = warmup_epochs
         self.warmup_start = warmup_start_ratio * base_lr
         self.minimum = min_lr_ratio * base_lr
-        super().__init__(optimizer, 'lr', last_step=last_step, by_epoch=True, verbose=verbose)
+        super().__init__(
+            optimizer, 'lr', end=end, last_step=last_step, by_epoch=True, verbose=verbose
+        )
 
     def _get_value(self) -> list[float]:
         return [
             warmup_cosine(
                 self.last_step + 1,
                 base,
-                self.max_epochs,
+                self.end,
                 self.warmup_epochs,
                 self.warmup_start,
                 self.minimum,
