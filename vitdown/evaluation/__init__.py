@@ -1,0 +1,1 @@
+"""Evaluation: ranking functions and the metrics built on them."""

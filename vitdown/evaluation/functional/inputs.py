@@ -85,6 +85,15 @@ def check_count(value: int, name: str) -> None:
         raise ValueError(f'{name} must be an integer of at least 1, not {value!r}')
 
 
+def check_topk(topk: Sequence[int]) -> tuple[int, ...]:
+    """Ranks as a tuple of integers; ValueError if they are anything else."""
+    if isinstance(topk, (str, int)) or not isinstance(topk, Sequence) or not len(topk):
+        raise ValueError(f'topk must be a sequence of ranks such as (1, 5, 10), not {topk!r}')
+    for k in topk:
+        check_count(k, 'topk: each rank')
+    return tuple(int(k) for k in topk)
+
+
 def rows_per_block(max_memory_mb: float, row_bytes: int, num_rows: int) -> int:
     """How many rows of ``row_bytes`` fit into the memory bound.
 

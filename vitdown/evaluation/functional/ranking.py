@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from .counting import count_at_least, find_between
-from .inputs import Features, Labels, check_count, rows_per_block
+from .inputs import Features, Labels, check_topk, rows_per_block
 from .protocol import RankingProtocol
 from .similarity import Distances, DistanceScores, FeatureScores
 
@@ -100,7 +100,7 @@ def evaluate_ranking(
         >>> evaluate_ranking(query, gallery, [1, 2], [1, 2, 2], topk=(1,))
         {'mAP': 1.0, 'mINP': 1.0, 'CMC@1': 1.0}
     """
-    ranks = _check_topk(topk)
+    ranks = check_topk(topk)
     scores = FeatureScores(query_features, gallery_features, metric)
     protocol = RankingProtocol.build(
         scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
@@ -129,7 +129,7 @@ def evaluate_distances(
             Distances are compared as they are; only equal ones are ties.
         query_ids: See :func:`evaluate_ranking`, as for all other arguments, results and errors.
     """
-    ranks = _check_topk(topk)
+    ranks = check_topk(topk)
     scores = DistanceScores(distances)
     protocol = RankingProtocol.build(
         scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
@@ -234,11 +234,3 @@ def _summarise(
     inp[some] = count[some] / ranks[(first + count - 1)[some]]
     first_hit[some] = ranks[first[some]]
     return ap, inp, first_hit
-
-
-def _check_topk(topk: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(topk, (str, int)) or not isinstance(topk, Sequence) or not len(topk):
-        raise ValueError(f'topk must be a sequence of ranks such as (1, 5, 10), not {topk!r}')
-    for k in topk:
-        check_count(k, 'topk: each rank')
-    return tuple(int(k) for k in topk)
