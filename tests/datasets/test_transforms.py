@@ -166,8 +166,9 @@ class TestErasing:
 
     def test_probability(self):
         erase = PixelRandomErasing(0.8)
-        erased = [erase(dict(img=np.zeros((32, 16, 3), np.uint8)))['img'] for _ in range(1000)]
-        assert np.mean([img.dtype == np.float32 for img in erased]) == pytest.approx(0.8, abs=0.05)
+        images = [erase(dict(img=np.zeros((32, 16, 3), np.uint8)))['img'] for _ in range(1000)]
+        assert np.mean([img.any() for img in images]) == pytest.approx(0.8, abs=0.05)
+        assert {img.dtype for img in images} == {np.dtype('float32')}, 'batches can be stacked'
 
     def test_box_that_never_fits(self):
         erase = PixelRandomErasing(1.0, area_range=(0.9, 1.0), aspect_range=(3.0, 3.3))

@@ -22,7 +22,7 @@ class PixelRandomErasing(RandomErasing):
     Unlike the parent class, a box that does not fit is drawn again instead of being cut, so the
     erased area follows the stated distribution.
 
-    **Modified Keys:** ``img`` ((H, W, 3), becomes float32 when it is erased)
+    **Modified Keys:** ``img`` ((H, W, 3), becomes float32)
 
     Args:
         erase_prob: Probability that an image is erased: 0.5 in TransReID's ViT-B recipes, 0.8
@@ -71,16 +71,16 @@ class PixelRandomErasing(RandomErasing):
         return None
 
     def _fill_pixels(self, img: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
-        img = img.astype(np.float32)
         noise = np.random.standard_normal((h, w, 3))
         img[top : top + h, left : left + w] = np.multiply(self.fill_std, noise) + self.fill_color
         return img
 
     def transform(self, results: dict) -> dict:
-        if self.random_disable():
-            return results
-        img = results['img']
-        box = self.random_patch(*img.shape[:2])
-        if box is not None:
-            results['img'] = self._fill_pixels(img, *box)
+        # Untouched images become float32 too: the images of a batch are stacked.
+        img = results['img'].astype(np.float32)
+        if not self.random_disable():
+            box = self.random_patch(*img.shape[:2])
+            if box is not None:
+                img = self._fill_pixels(img, *box)
+        results['img'] = img
         return results
