@@ -13,7 +13,7 @@ TINY_CONFIG = """
 _base_ = [
     '{root}/configs/_base_/models/reid_vit.py',
     '{root}/configs/_base_/datasets/market1501_256x128.py',
-    '{root}/configs/_base_/schedules/adamw_cosine_60e.py',
+    '{root}/configs/_base_/schedules/adamw_cosine_40e.py',
     '{root}/configs/_base_/default_runtime.py',
 ]
 input_size = (32, 16)

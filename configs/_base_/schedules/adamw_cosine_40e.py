@@ -10,7 +10,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = dict(type='WarmupCosineLR', warmup_epochs=5, min_lr_ratio=0.01)
-train_cfg = dict(by_epoch=True, max_epochs=60, val_interval=20)
+train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=20)
 val_cfg = dict()
 test_cfg = dict()
 

@@ -1,0 +1,16 @@
+# A DeiT-style baseline small enough for a CPU: 6 layers of width 128, from scratch.
+_base_ = [
+    '../_base_/models/reid_vit.py',
+    '../_base_/datasets/nyala_128x160.py',
+    '../_base_/schedules/adamw_cosine_40e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch=dict(embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
+        img_size=(128, 160),
+        patch_size=16,
+    ),
+    head=dict(num_classes=179, in_channels=128),
+)
