@@ -33,11 +33,13 @@ def as_feature_pair(
             f'query_features are on {query.device} and gallery_features on {gallery.device}: '
             'move them to one device'
         )
+    check_finite(query, 'query_features')
+    check_finite(gallery, 'gallery_features')
     return query, gallery
 
 
 def as_features(features: Features, name: str) -> torch.Tensor:
-    """A finite, floating-point tensor of shape (N, D), N and D at least 1."""
+    """A floating-point tensor of shape (N, D), N and D at least 1."""
     if isinstance(features, np.ndarray):
         features = torch.from_numpy(np.ascontiguousarray(features))
     if not isinstance(features, torch.Tensor):
@@ -48,14 +50,17 @@ def as_features(features: Features, name: str) -> torch.Tensor:
         raise ValueError(f'{name} must have the shape (N, D), not {tuple(features.shape)}')
     if 0 in features.shape:
         raise ValueError(f'{name} is empty: its shape is {tuple(features.shape)}')
-    features = features.detach()
+    return features.detach()
+
+
+def check_finite(features: torch.Tensor, name: str) -> None:
+    """Raise ValueError if a row holds NaN or infinity."""
     broken = (~torch.isfinite(features)).any(dim=1).nonzero()[:, 0]
     if len(broken):
         raise ValueError(
             f'{name}: {len(broken)} of {len(features)} rows hold NaN or infinite values, the first '
             f'is row {int(broken[0])}; the model has diverged or overflows in half precision'
         )
-    return features
 
 
 def as_labels(values: Labels, name: str, length: int, what: str) -> np.ndarray:
