@@ -133,6 +133,13 @@ def test_accepts_any_floating_point_type(dtype):
     np.testing.assert_allclose(result.dense(), wanted, atol=5e-6)
 
 
+def test_autocast_does_not_matter():
+    query, gallery, *_ = clusters(7)
+    wanted = k_reciprocal_rerank(query, gallery).dense()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(k_reciprocal_rerank(query, gallery).dense(), wanted)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
