@@ -6,6 +6,7 @@ python tools/train.py CONFIG [--resume] [--amp] [--auto-scale-lr] [--cfg-options
 import argparse
 import os
 
+import torch
 from mmengine.config import Config
 
 from vitdown.checkpoint import find_resumable_checkpoint
@@ -48,6 +49,8 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
+        if not torch.cuda.is_available():
+            raise ConfigError('--amp needs a GPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

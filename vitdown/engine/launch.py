@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
+import vitdown
 from vitdown.checkpoint import CheckpointError
 
 
@@ -116,6 +118,7 @@ def build_runner(cfg: Config) -> Runner:
             'model_wrapper_cfg',
             dict(
                 type='MMDistributedDataParallel',
+                device_ids=None,
                 broadcast_buffers=False,
                 find_unused_parameters=cfg.get('find_unused_parameters', False),
             ),
@@ -133,17 +136,29 @@ def run_tool(main: Callable[[], None]) -> None:
     except Exception as error:
         if os.environ.get('VITDOWN_TRACEBACK') or not _is_input_error(error):
             raise
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print(f'error: {message}', file=sys.stderr)
+        print(f'error: {_message(error)}', file=sys.stderr)
         sys.exit(2)
 
 
+def _message(error: Exception) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    # From a data loading worker, the message comes with the worker's traceback.
+    return text.strip().splitlines()[-1] if text.startswith('Caught ') else text
+
+
 def _is_input_error(error: Exception) -> bool:
-    # MMEngine prefixes what goes wrong while building from a config with the class; what a user
-    # wrote wrongly in a config shows up there.
-    text = str(error)
-    return (
-        isinstance(error, (CheckpointError, ConfigError, FileNotFoundError, NotADirectoryError))
-        or 'class `' in text.split(':')[0]
-        or (isinstance(error, KeyError) and 'registry' in text)
+    """Whether the error is the user's to mend: raised on purpose, or a wrong argument."""
+    if isinstance(error, (ConfigError, FileNotFoundError, NotADirectoryError)):
+        return True
+    if isinstance(error, TypeError):
+        # A key of a config that the class it configures doesn't take
+        return '__init__() ' in str(error) and 'argument' in str(error)
+    if not isinstance(error, (ValueError, KeyError, OSError, CheckpointError)):
+        return False
+    if str(error).startswith('Caught '):
+        return True
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (frame.line or '').startswith('raise ') and (
+        Path(frame.filename).is_relative_to(Path(vitdown.__file__).parent)
+        or 'registry' in str(error)
     )
