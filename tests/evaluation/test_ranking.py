@@ -258,6 +258,20 @@ def test_distances_give_the_same_as_features():
         assert_same(result, wanted)
 
 
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32', 'int64', 'uint8'])
+@pytest.mark.parametrize('transposed', [True, False])
+def test_accepts_distances_of_any_type_and_layout(dtype, transposed):
+    data = random_set(18)
+    features, labels = split(data)
+    distances = (30 - 30 * torch.from_numpy(pair_scores(*features, 'cosine'))).round()
+    wanted = metrics(-distances.numpy(), **labels, topk=TOPK)
+    distances = distances.to(getattr(torch, dtype))
+    if transposed:
+        distances = distances.t().contiguous().t()
+    result = evaluate_distances(distances, **labels, topk=TOPK, return_per_query=True)
+    assert_same(result, wanted)
+
+
 def test_distances_are_asked_for_in_blocks():
     data = random_set(15)
     features, labels = split(data)
@@ -349,7 +363,7 @@ def test_rejects_bad_distances():
         evaluate_distances(np.zeros(3), *labels)
     distances = np.zeros((2, 3))
     distances[1, 2] = np.nan
-    with pytest.raises(ValueError, match='row 1 holds NaN'):
+    with pytest.raises(ValueError, match='row 1 holds NaN or infinity'):
         evaluate_distances(distances, *labels)
     with pytest.raises(ValueError, match='gallery_ids .* each of the 3'):
         evaluate_distances(np.zeros((2, 3)), [1, 2], [1, 2])

@@ -187,12 +187,11 @@ def _negatives_above(
 ) -> np.ndarray:
     """How many negatives stand before each positive of a block of queries, (positives,)."""
     block = scores.rows(start, stop)
-    same = torch.as_tensor(rows, device=block.device), torch.as_tensor(columns, device=block.device)
-    positive = torch.as_tensor(~junk, device=block.device)
-    row, column = same[0][positive], same[1][positive]
-    reached = block[row, column]
-    # Neither positives nor junk are negatives. With them out of the way, only negatives count.
-    block[same] = -torch.inf
+    same = torch.as_tensor(rows * scores.shape[1] + columns, device=block.device)
+    kept = torch.as_tensor(np.flatnonzero(~junk), device=block.device)
+    row = torch.as_tensor(rows, device=block.device).index_select(0, kept)
+    column = torch.as_tensor(columns, device=block.device).index_select(0, kept)
+    reached = _take_out(block, same).index_select(0, kept)
     if not isinstance(scores, FeatureScores):
         return count_at_least(block, row, reached[:, None])[:, 0].cpu().numpy()
 
@@ -204,8 +203,7 @@ def _negatives_above(
         return certain.cpu().numpy()
     if (possible - certain).sum() > _MAX_SHARE_OF_PAIRS * block.numel():
         block = scores.rows_float64(start, stop)
-        limits = block[row, column] - scores.tie[start + row]
-        block[same] = -torch.inf
+        limits = _take_out(block, same).index_select(0, kept) - scores.tie[start + row]
         return count_at_least(block, row, limits[:, None])[:, 0].cpu().numpy()
     interval, rival = find_between(block, row[open_], limits[open_, 0], limits[open_, 1])
     query = start + row[open_]
@@ -213,6 +211,17 @@ def _negatives_above(
     before = scores.pairs(query[interval], rival) >= limit[interval]
     certain[open_] += torch.bincount(interval[before], minlength=len(open_))
     return certain.cpu().numpy()
+
+
+def _take_out(block: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Scores at some places of a block, which then hold -inf and are never counted again.
+
+    Neither positives nor junk are negatives: with them out of the way, only negatives count.
+    """
+    flat = block.view(-1)
+    taken = flat.index_select(0, index)
+    flat.index_fill_(0, index, -torch.inf)
+    return taken
 
 
 def _summarise(

@@ -14,13 +14,11 @@ from scipy import sparse
 from tqdm import tqdm
 
 from .inputs import Features, as_feature_pair, check_count, check_metric, rows_per_block
-from .similarity import full_precision
+from .similarity import full_precision, parts_of
 
 # Neighbours searched beyond those needed, so that float32 rounding can't push one out.
 _SPARE_NEIGHBOURS = 16
 _BLOCK_ROWS = 256
-# Few enough to stay in a processor's cache.
-_PAIRS_AT_ONCE = 1024
 _BYTES_PER_DISTANCE = 16
 
 
@@ -178,15 +176,17 @@ class _Points:
         distances += self._squares[start:stop, None]
         return distances.clamp_(min=0)
 
-    def pairs(self, first: np.ndarray, second: np.ndarray) -> torch.Tensor:
+    def pairs(
+        self, first: np.ndarray | torch.Tensor, second: np.ndarray | torch.Tensor
+    ) -> torch.Tensor:
         """Distances of single pairs, without cancellation: equal points are at exactly 0."""
-        result = []
-        for begin in range(0, len(first), _PAIRS_AT_ONCE):
-            part = slice(begin, begin + _PAIRS_AT_ONCE)
-            a = torch.as_tensor(first[part], device=self.device).long()
-            b = torch.as_tensor(second[part], device=self.device).long()
-            result.append((self._features[a] - self._features[b]).square().sum(dim=1))
-        return torch.cat(result)
+        distances = torch.empty(len(first), device=self.device)
+        for part in parts_of(len(first), self._features):
+            a = torch.as_tensor(first[part], device=self.device)
+            b = torch.as_tensor(second[part], device=self.device)
+            difference = self._features.index_select(0, a) - self._features.index_select(0, b)
+            distances[part] = difference.square_().sum(dim=1)
+        return distances
 
 
 def _nearest(

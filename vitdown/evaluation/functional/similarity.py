@@ -12,8 +12,10 @@ import torch
 
 from .inputs import Features, as_feature_pair, check_metric
 
-# Features that are held in float64 at a time: few enough to stay in a processor's cache.
-_CHUNK = 1024
+# Numbers that element-wise work takes at a time. On a CPU so few that they stay in the cache and
+# that PyTorch doesn't share the work among threads, whose meeting would take longer than the work.
+_CPU_CHUNK = 2**15
+_CHUNK = 2**24
 
 
 class Distances(Protocol):
@@ -101,8 +103,8 @@ class FeatureScores:
         """As :meth:`rows`, computed in float64 from the features as they were given."""
         query = self._prepare(self._query[start:stop], self._query_scale[start:stop])
         out = query.new_empty(len(query), self.shape[1])
-        for begin in range(0, self.shape[1], _CHUNK):
-            part = slice(begin, begin + _CHUNK)
+        # Each part is a product: here larger ones are faster.
+        for part in parts_of(self.shape[1], self._gallery, _CHUNK):
             gallery = self._prepare(self._gallery[part], self._gallery_scale[part])
             out[:, part] = query @ gallery.t()
         if self._half_square is not None:
@@ -112,12 +114,11 @@ class FeatureScores:
     def pairs(self, query_index: torch.Tensor, gallery_index: torch.Tensor) -> torch.Tensor:
         """Float64 scores of single pairs, (n,), from the features as they were given."""
         scores = torch.empty(len(query_index), dtype=torch.float64, device=self.device)
-        for begin in range(0, len(query_index), _CHUNK):
-            part = slice(begin, begin + _CHUNK)
+        for part in parts_of(len(query_index), self._query):
             q, g = query_index[part], gallery_index[part]
-            query = self._query[q].double() - self._offset
-            gallery = self._gallery[g].double() - self._offset
-            scale = self._query_scale[q] * self._gallery_scale[g]
+            query = self._query.index_select(0, q).double() - self._offset
+            gallery = self._gallery.index_select(0, g).double() - self._offset
+            scale = self._query_scale.index_select(0, q) * self._gallery_scale.index_select(0, g)
             scores[part] = query.mul_(gallery).sum(dim=1) / scale
         if self._half_square is not None:
             scores -= self._half_square[gallery_index]
@@ -136,9 +137,11 @@ class FeatureScores:
         return (features.double() - self._offset) / scale[:, None]
 
     def _prepare32(self, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """As :meth:`_prepare`, rounded to float32, in parts so that no float64 copy is held."""
-        parts = zip(features.split(_CHUNK), scale.split(_CHUNK))
-        return torch.cat([self._prepare(*part).float() for part in parts])
+        """As :meth:`_prepare`, rounded to float32, without a float64 copy of all."""
+        out = torch.empty(features.shape, device=self.device)
+        for part in parts_of(len(features), features):
+            out[part] = self._prepare(features[part], scale[part])
+        return out
 
 
 class DistanceScores:
@@ -155,15 +158,28 @@ class DistanceScores:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Scores of the queries ``start <= i < stop``; the caller may write to the result."""
         rows = torch.as_tensor(self._distances[start : min(stop, self.shape[0])])
-        broken = rows.isnan().any(dim=1).nonzero()[:, 0]
+        if rows.dtype not in (torch.float32, torch.float64):
+            rows = rows.float() if rows.is_floating_point() else rows.double()
+        broken = (~torch.isfinite(rows)).any(dim=1).nonzero()[:, 0]
         if len(broken):
-            raise ValueError(f'distances: row {start + int(broken[0])} holds NaN')
-        return -rows
+            raise ValueError(f'distances: row {start + int(broken[0])} holds NaN or infinity')
+        return rows.neg().contiguous()
+
+
+def parts_of(count: int, features: torch.Tensor, numbers: int | None = None) -> Iterator[slice]:
+    """Parts of ``count`` rows of such features, of so many numbers that work on them is fast."""
+    if numbers is None:
+        numbers = _CPU_CHUNK if features.device.type == 'cpu' else _CHUNK
+    step = max(1, numbers // features.shape[1])
+    return (slice(i, i + step) for i in range(0, count, step))
 
 
 def _lengths(features: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Distances to the offset in float64, (N,)."""
-    return torch.cat([(part.double() - offset).norm(dim=1) for part in features.split(_CHUNK)])
+    out = torch.empty(len(features), dtype=torch.float64, device=features.device)
+    for part in parts_of(len(features), features):
+        out[part] = (features[part].double() - offset).norm(dim=1)
+    return out
 
 
 def _or_one(lengths: torch.Tensor) -> torch.Tensor:
