@@ -1,5 +1,5 @@
 """Metrics for MMEngine's evaluator."""
 
-from .reid_metric import ReIDMetric
+from .reid_metric import Ranking, ReIDMetric
 
-__all__ = ['ReIDMetric']
+__all__ = ['Ranking', 'ReIDMetric']

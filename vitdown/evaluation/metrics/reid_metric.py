@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from vitdown.evaluation.functional import (
+    RankingList,
     evaluate_distances,
     evaluate_ranking,
     k_reciprocal_rerank,
+    topk_distances,
+    topk_ranking,
 )
 from vitdown.evaluation.functional.inputs import check_metric, check_topk
 from vitdown.registry import METRICS
@@ -22,6 +26,24 @@ from vitdown.registry import METRICS
 _SUBSETS = ('query', 'gallery', 'both')
 _REQUIRED = ('feature', 'identity', 'camera_id', 'subset')
 _RERANK_OPTIONS = {'k1', 'k2', 'lambda_value'}
+
+
+@dataclass
+class Ranking:
+    """Ranking lists of an evaluation with what is needed to show them.
+
+    Attributes:
+        lists: First gallery images of each query, without junk.
+        query: Labels of the queries, Q long: ``'ids'``, ``'cameras'``, ``'paths'`` and
+            ``'positions'`` (index in the test set).
+        gallery: Labels of the gallery, likewise.
+        average_precision: (Q,) AP of each query before re-ranking, NaN without a positive.
+    """
+
+    lists: RankingList
+    query: dict[str, np.ndarray]
+    gallery: dict[str, np.ndarray]
+    average_precision: np.ndarray
 
 
 @METRICS.register_module()
@@ -48,6 +70,8 @@ class ReIDMetric(BaseMetric):
         device: Where scores are computed, e.g. ``'cuda'``. Features are collected on the CPU in any
             case.
         feature_dtype: ``'float32'`` or ``'float16'``, how features are kept.
+        num_ranked: Keep the first so many gallery images of each query, for pictures, in
+            :attr:`ranking` (of the re-ranked lists, if there are any).
         out_file: Save features, labels and image paths of query and gallery to this ``.npz`` file.
         collect_device: How features of several processes are brought together, ``'cpu'`` or
             ``'gpu'``.
@@ -67,6 +91,7 @@ class ReIDMetric(BaseMetric):
         max_memory_mb: float = 512,
         device: str = 'cpu',
         feature_dtype: str = 'float32',
+        num_ranked: int = 0,
         out_file: str | Path | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
@@ -87,6 +112,8 @@ class ReIDMetric(BaseMetric):
         self.max_memory_mb = max_memory_mb
         self.device = device
         self.feature_dtype = getattr(torch, feature_dtype)
+        self.num_ranked = num_ranked
+        self.ranking: Ranking | None = None
         self.out_file = None if out_file is None else Path(out_file)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -153,6 +180,7 @@ class ReIDMetric(BaseMetric):
             *features, **labels, metric=self.metric, return_per_query=True, **common
         )
         self._report(query, gallery, plain['num_valid_queries'], cross_camera)
+        distances = None
         names = ['mAP', 'mINP', *(f'CMC@{k}' for k in self.topk)]
         metrics = {name: 100 * plain[name] for name in names}
         if self.rerank is not None:
@@ -165,6 +193,14 @@ class ReIDMetric(BaseMetric):
             )
             reranked = evaluate_distances(distances, **labels, **common)
             metrics.update({f'rerank_{name}': 100 * reranked[name] for name in names})
+        if self.num_ranked:
+            options = {'k': self.num_ranked, 'drop_junk': True}
+            options['max_memory_mb'] = self.max_memory_mb
+            if distances is None:
+                lists = topk_ranking(*features, **labels, metric=self.metric, **options)
+            else:
+                lists = topk_distances(distances, **labels, **options)
+            self.ranking = Ranking(lists, query, gallery, plain['AP'])
         return metrics
 
     def _report(self, query: dict, gallery: dict, num_valid: int, cross_camera: bool) -> None:

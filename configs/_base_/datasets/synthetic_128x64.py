@@ -1,0 +1,42 @@
+# The embedded set: drawn on first use below data_root, persons told apart by small parts.
+data_root = '{{$VITDOWN_DATA:data}}/synthetic_reid'
+input_size = (128, 64)  # height, width
+
+# No flip: a badge on the left is not a badge on the right.
+train_pipeline = [
+    dict(type='LoadReIDImage'),
+    dict(type='Resize', scale=input_size[::-1], interpolation='bicubic', backend='pillow'),
+    dict(type='mmpretrain.RandomCrop', crop_size=input_size, padding=8),
+    # The noise is N(0, 1) after the normalisation by the model's data preprocessor.
+    dict(type='PixelRandomErasing', erase_prob=0.5, mean=127.5, std=127.5),
+    dict(type='PackReIDInputs'),
+]
+test_pipeline = [
+    dict(type='LoadReIDImage'),
+    dict(type='Resize', scale=input_size[::-1], interpolation='bilinear', backend='pillow'),
+    dict(type='PackReIDInputs'),
+]
+
+train_dataloader = dict(
+    batch_size=64,  # on each GPU
+    num_workers=1,
+    persistent_workers=False,
+    worker_init_fn=dict(type='vitdown.seed_worker'),
+    collate_fn=dict(type='default_collate'),
+    sampler=dict(type='IdentitySampler', num_identities=16, num_instances=4),
+    dataset=dict(
+        type='SyntheticReID', data_root=data_root, subset='train', pipeline=train_pipeline
+    ),
+)
+val_dataloader = dict(
+    batch_size=64,
+    num_workers=1,
+    persistent_workers=False,
+    collate_fn=dict(type='default_collate'),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='SyntheticReID', data_root=data_root, subset='test', pipeline=test_pipeline),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type='ReIDMetric')
+test_evaluator = val_evaluator

@@ -1,0 +1,16 @@
+# The demo: a six-layer ViT on the embedded set, a few minutes on a CPU.
+_base_ = [
+    '../_base_/models/reid_vit.py',
+    '../_base_/datasets/synthetic_128x64.py',
+    '../_base_/schedules/adamw_cosine_40e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch=dict(embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
+        img_size=(128, 64),
+        patch_size=8,
+    ),
+    head=dict(num_classes=60, in_channels=128),
+)
