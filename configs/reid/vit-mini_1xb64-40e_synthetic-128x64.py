@@ -11,6 +11,7 @@ model = dict(
         arch=dict(embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
         img_size=(128, 64),
         patch_size=8,
+        drop_path_rate=0.0,
     ),
     head=dict(num_classes=60, in_channels=128),
 )

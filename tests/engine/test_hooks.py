@@ -84,9 +84,7 @@ def run(work_dir: Path, epochs=3, workers=0, val=False, hooks=None, **kwargs) ->
         val_evaluator=[FallingScore()] if val else None,
         default_hooks=dict(
             epoch_seed=dict(type='EpochSeedHook'),
-            checkpoint=dict(
-                type='SafeCheckpointHook', interval=1, **kwargs.pop('checkpoint', {})
-            ),
+            checkpoint=dict(type='SafeCheckpointHook', interval=1, **kwargs.pop('checkpoint', {})),
         ),
         custom_hooks=hooks,
         randomness=dict(seed=kwargs.pop('seed', 7)),

@@ -8,6 +8,7 @@ from .multi_source import MultiSourceReID
 from .packed import Nyala, Omniglot, PackedReIDDataset
 from .person import CUHK03NP, MSMT17, DukeMTMCReID, Market1501, OccludedDuke
 from .samplers import IdentitySampler, training_labels
+from .synthetic_reid import SyntheticReID
 from .vehicle import VehicleID, VeRi776, VERIWild
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     'Omniglot',
     'PackedReIDDataset',
     'ReIDDataset',
+    'SyntheticReID',
     'VERIWild',
     'VeRi776',
     'VehicleID',

@@ -1,5 +1,13 @@
 from .checkpoint_hook import SafeCheckpointHook
 from .compatibility_hook import CompatibilityHook
 from .epoch_seed_hook import EpochSeedHook
+from .progress_bar_hook import ProgressBarHook
+from .ranking_list_hook import RankingListHook
 
-__all__ = ['CompatibilityHook', 'EpochSeedHook', 'SafeCheckpointHook']
+__all__ = [
+    'CompatibilityHook',
+    'EpochSeedHook',
+    'ProgressBarHook',
+    'RankingListHook',
+    'SafeCheckpointHook',
+]

@@ -37,7 +37,7 @@ class Ranking:
         query: Labels of the queries, Q long: ``'ids'``, ``'cameras'``, ``'paths'`` and
             ``'positions'`` (index in the test set).
         gallery: Labels of the gallery, likewise.
-        average_precision: (Q,) AP of each query before re-ranking, NaN without a positive.
+        average_precision: (Q,) AP of each list, NaN without a positive.
     """
 
     lists: RankingList
@@ -191,7 +191,7 @@ class ReIDMetric(BaseMetric):
                 max_memory_mb=self.max_memory_mb,
                 progress=True,
             )
-            reranked = evaluate_distances(distances, **labels, **common)
+            reranked = evaluate_distances(distances, **labels, return_per_query=True, **common)
             metrics.update({f'rerank_{name}': 100 * reranked[name] for name in names})
         if self.num_ranked:
             options = {'k': self.num_ranked, 'drop_junk': True}
@@ -200,7 +200,8 @@ class ReIDMetric(BaseMetric):
                 lists = topk_ranking(*features, **labels, metric=self.metric, **options)
             else:
                 lists = topk_distances(distances, **labels, **options)
-            self.ranking = Ranking(lists, query, gallery, plain['AP'])
+            scored = plain if distances is None else reranked
+            self.ranking = Ranking(lists, query, gallery, scored['AP'])
         return metrics
 
     def _report(self, query: dict, gallery: dict, num_valid: int, cross_camera: bool) -> None:
