@@ -38,6 +38,7 @@ def configure(args: argparse.Namespace) -> Config:
     cfg.default_hooks.checkpoint.update(interval=10, max_keep_ckpts=1)
     if args.epochs:
         cfg.train_cfg.max_epochs = args.epochs
+        cfg.param_scheduler.warmup_epochs = min(cfg.param_scheduler.warmup_epochs, args.epochs - 1)
     cfg.train_cfg.val_interval = max(1, cfg.train_cfg.max_epochs // 2)
     return cfg
 

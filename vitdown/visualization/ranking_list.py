@@ -90,8 +90,9 @@ def save_picture(picture: Image.Image, out_dir: str | os.PathLike, name: str) ->
     Returns:
         The file. Its name gets a number if another picture has it already.
     """
-    stem = Path(name.replace('\\', '/')).stem or 'query'
+    stem = Path(name.replace('\\', '/')).stem
     stem = ''.join(c if c.isalnum() or c in '._-' else '_' for c in stem)[:120]
+    stem = stem.strip('.') or 'query'
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     path, number = out_dir / f'{stem}.png', 1
