@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from vitdown.engine.launch import build_runner, load_config, run_tool
+from vitdown.engine.launch import build_runner, evaluate, load_config, run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs/reid/vit-mini_1xb64-40e_synthetic-128x64.py'
@@ -43,15 +43,6 @@ def configure(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def test(cfg: Config, **overrides) -> dict[str, float]:
-    cfg = Config(cfg.to_dict())
-    cfg.update(overrides)
-    runner = build_runner(cfg)
-    if cfg.load_from is None:
-        runner.model.init_weights()
-    return runner.test()
-
-
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     print(f'{"":12s}' + ''.join(f'{name:>9s}' for name in COLUMNS))
     for label, metrics in rows.items():
@@ -68,7 +59,7 @@ def main() -> None:
     lists = work_dir / 'ranking_lists'
 
     print('Evaluating the untrained model', flush=True)
-    untrained = test(cfg)
+    untrained = evaluate(cfg)
 
     print(f'Training for {cfg.train_cfg.max_epochs} epochs', flush=True)
     training = Config(cfg.to_dict())
@@ -78,7 +69,7 @@ def main() -> None:
 
     print('Evaluating the trained model', flush=True)
     pictures = dict(type='RankingListHook', out_dir=str(lists), max_queries=20)
-    trained = test(cfg, load_from=checkpoint, custom_hooks=[pictures])
+    trained = evaluate(cfg, checkpoint, [pictures])
 
     print()
     print_table({'untrained': untrained, 'trained': trained})

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -124,6 +124,26 @@ def build_runner(cfg: Config) -> Runner:
             ),
         )
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def evaluate(cfg: Config, checkpoint: str | None = None, hooks: Sequence[dict] = ()) -> dict:
+    """Evaluate a config's model, with the weights of a checkpoint or as initialised.
+
+    Args:
+        cfg (Config): Left as it is.
+        checkpoint (str, optional): None for the untrained model.
+        hooks (Sequence[dict]): Further hooks.
+
+    Returns:
+        dict: The metrics of the config's test evaluator.
+    """
+    cfg = Config(cfg.to_dict())
+    cfg.load_from, cfg.resume = checkpoint, False
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
+    runner = build_runner(cfg)
+    if checkpoint is None:
+        runner.model.init_weights()
+    return runner.test()
 
 
 def run_tool(main: Callable[[], None]) -> None:
