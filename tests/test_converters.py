@@ -148,6 +148,19 @@ def test_checkpoints_cannot_run_code(tmp_path):
     assert not proof.exists()
 
 
+class Getter:
+    """Unpickling an instance reaches for an attribute, the first step of many an exploit."""
+
+    def __reduce__(self):
+        return (getattr, (torch.nn.Module, '__init__'))
+
+
+def test_checkpoints_cannot_reach_for_attributes(tmp_path):
+    torch.save({'state_dict': {}, 'extra': Getter()}, tmp_path / 'hostile.pth')
+    with pytest.raises(CheckpointError, match='holds Python objects besides weights'):
+        load_checkpoint_file(tmp_path / 'hostile.pth')
+
+
 @pytest.mark.parametrize('content', [b'', b'no checkpoint at all', None])
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
 def test_damaged_checkpoints_are_named(tmp_path, content, suffix):

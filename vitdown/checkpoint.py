@@ -25,6 +25,14 @@ try:
 except ImportError:  # numpy < 2
     from numpy.core.multiarray import _reconstruct, scalar
 
+
+def _method_of_history_buffer(owner: type, name: str):
+    """Stands in for ``getattr``, by which a pickled log history refers to its own methods."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(f'Unsupported attribute {name} of {owner}')
+    return getattr(HistoryBuffer, name)
+
+
 # MMEngine checkpoints keep the log history: harmless types that torch does not list itself.
 _SAFE_TYPES = [
     HistoryBuffer,
@@ -35,7 +43,7 @@ _SAFE_TYPES = [
     Int64DType,
     _reconstruct,
     scalar,
-    getattr,
+    (_method_of_history_buffer, 'builtins.getattr'),
 ]
 
 
