@@ -31,15 +31,21 @@ class TokenFeatures:
         normed_tokens (Tensor): ``tokens`` after the final norm (the same tensor without one).
         last_layer_input (Tensor): ``(B, T, C)`` tokens that enter the last layer.
         patch_resolution (tuple[int, int]): Grid ``(h, w)`` of the patch tokens.
-        attentions (tuple[Tensor, ...], optional): Head-averaged softmax attention of each layer,
-            ``(B, T, T)``, first layer first; rows sum to 1.
+        attentions (tuple, optional): Head-averaged softmax attention of each layer,
+            ``(B, T, T)``, first layer first; rows sum to 1. Or its factors, see
+            :meth:`VisionTransformer.forward_tokens`.
+        pair_tokens (Tensor, optional): ``(B, T, C)`` of the pair-wise cross-attention stream,
+            before the final norm.
+        normed_pair_tokens (Tensor, optional): ``pair_tokens`` after the final norm.
     """
 
     tokens: Tensor
     normed_tokens: Tensor
     last_layer_input: Tensor
     patch_resolution: tuple[int, int]
-    attentions: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...] | None = None
+    pair_tokens: Tensor | None = None
+    normed_pair_tokens: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -239,21 +245,30 @@ class VisionTransformer(MMPretrainVisionTransformer):
             x = x + self.sie(self.sie.index(camera_ids, view_ids))
         return self.pre_norm(self.drop_after_pos(x)), patch_resolution
 
-    def _run_layers(self, x: Tensor, need_weights: bool = False):
-        """Yield the tokens after each layer and its head-averaged attention (or None)."""
+    def _run_layers(
+        self,
+        x: Tensor,
+        need_weights: bool | str = False,
+        partner: Tensor | None = None,
+        partner_stream: str = 'pwca',
+    ):
+        """Yield the tokens after each layer and its head-averaged attention (or factors, None)."""
         for layer in self.layers:
+            args = (x, None, need_weights, partner, partner_stream)
             if self.with_cp and x.requires_grad:
-                x, weights = cp.checkpoint(layer, x, None, need_weights, use_reentrant=False)
+                x, weights = cp.checkpoint(layer, *args, use_reentrant=False)
             else:
-                x, weights = layer(x, need_weights=need_weights)
-            yield x, weights.mean(dim=1) if need_weights else None
+                x, weights = layer(*args)
+            yield x, weights.mean(dim=1) if need_weights is True else weights
 
     def forward_tokens(
         self,
         x: Tensor,
         camera_ids: Sequence[int] | None = None,
         view_ids: Sequence[int] | None = None,
-        need_attention: bool = False,
+        need_attention: bool | str = False,
+        partner: Tensor | None = None,
+        partner_stream: str = 'pwca',
     ) -> TokenFeatures:
         """Run the network and return its tokens, for heads that need more than the output tuple.
 
@@ -261,22 +276,36 @@ class VisionTransformer(MMPretrainVisionTransformer):
             x (Tensor): Images ``(B, 3, H, W)``.
             camera_ids (Sequence[int], optional): See :meth:`embed_patches`.
             view_ids (Sequence[int], optional): See :meth:`embed_patches`.
-            need_attention (bool): Also return each layer's attention. Defaults to False.
+            need_attention (bool | str): True to return each layer's attention too, at the price
+                of the fused kernel; ``'factors'`` for pairs of scaled queries and keys
+                ``(B, H, T, d)`` instead, detached, which :func:`attention_rollout_cls` takes.
+                Defaults to False.
+            partner (Tensor, optional): ``(B,)`` index of each image's partner. If given, a second
+                stream of tokens runs beside the first through the same layers by pair-wise
+                cross-attention (DCAL, arXiv 2205.02151, Sec. 3.3).
+            partner_stream (str): See :func:`two_stream_attention`. Defaults to ``'pwca'``.
         """
         x, patch_resolution = self.embed_patches(x, camera_ids, view_ids)
+        batch = x.shape[0]
+        if partner is not None:
+            x = torch.cat((x, x))
         attentions = []
         last_layer_input = x
-        for i, (tokens, attention) in enumerate(self._run_layers(x, need_attention)):
+        layers = self._run_layers(x, need_attention, partner, partner_stream)
+        for i, (tokens, attention) in enumerate(layers):
             if i == self.num_layers - 2:
                 last_layer_input = tokens
             if need_attention:
                 attentions.append(attention)
+        normed = self.ln1(tokens) if self.final_norm else tokens
         return TokenFeatures(
-            tokens=tokens,
-            normed_tokens=self.ln1(tokens) if self.final_norm else tokens,
-            last_layer_input=last_layer_input,
+            tokens=tokens[:batch],
+            normed_tokens=normed[:batch],
+            last_layer_input=last_layer_input[:batch],
             patch_resolution=patch_resolution,
             attentions=tuple(attentions) if need_attention else None,
+            pair_tokens=None if partner is None else tokens[batch:],
+            normed_pair_tokens=None if partner is None else normed[batch:],
         )
 
     def forward(

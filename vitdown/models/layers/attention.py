@@ -61,29 +61,47 @@ class MultiheadAttention(BaseModule):
         qkv = self.qkv(x).reshape(batch, num_tokens, 3, self.num_heads, self.head_dims)
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
-    def attend(
+    def project_local_qkv(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of some tokens, keys and values of all.
+
+        Args:
+            x (Tensor): Tokens ``(B, N, C)``.
+            rows (Tensor): ``(B, R)`` indices of the tokens that ask.
+
+        Returns:
+            tuple: Queries ``(B, H, R, d)``, keys and values ``(B, H, N, d)``.
+        """
+        if type(self.qkv) is not nn.Linear:
+            # A replaced layer (quantized, adapted) has to see the tokens itself.
+            query, key, value = self.project_qkv(x)
+            return query.take_along_dim(rows[:, None, :, None], dim=2), key, value
+        sizes = (self.embed_dims, 2 * self.embed_dims)
+        bias_q, bias_kv = (None, None) if self.qkv.bias is None else self.qkv.bias.split(sizes)
+        weight_q, weight_kv = self.qkv.weight.split(sizes)
+        local = x.take_along_dim(rows[..., None], dim=1)
+        heads = (self.num_heads, self.head_dims)
+        query = F.linear(local, weight_q, bias_q).unflatten(-1, heads).transpose(1, 2)
+        key_value = F.linear(x, weight_kv, bias_kv).unflatten(-1, (2, *heads))
+        return query, *key_value.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def mix(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attn_bias: Tensor | None = None,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Softmax attention, output projection and drop path.
-
-        Args:
-            query (Tensor): ``(B, H, N, d)``.
-            key (Tensor): ``(B, H, M, d)``.
-            value (Tensor): ``(B, H, M, d)``.
-            attn_bias (Tensor, optional): Added to the logits, broadcast to ``(B, H, N, M)``.
-            need_weights (bool): Also return the softmax output, before dropout.
+        need_weights: bool | str = False,
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor] | None]:
+        """Softmax attention before the output projection; see :meth:`attend`.
 
         Returns:
-            tuple: The branch's output ``(B, N, C)`` and the weights ``(B, H, N, M)`` or None.
+            tuple: Values mixed by the weights, ``(B, N, C)``, and what ``need_weights`` asks for.
         """
+        if need_weights not in (False, True, 'factors'):
+            raise ValueError(f"need_weights must be a bool or 'factors', got {need_weights!r}")
         dropout = self.attn_drop if self.training else 0.0
         weights = None
-        if need_weights:
+        if need_weights is True:
             logits = (query * self.scale) @ key.transpose(-2, -1)
             if attn_bias is not None:
                 logits = logits + attn_bias
@@ -93,11 +111,42 @@ class MultiheadAttention(BaseModule):
             out = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=attn_bias, dropout_p=dropout, scale=self.scale
             )
-        out = out.transpose(1, 2).flatten(2)
-        return self.out_drop(self.gamma1(self.proj_drop(self.proj(out)))), weights
+            if need_weights:
+                weights = (query.detach() * self.scale, key.detach())
+        return out.transpose(1, 2).flatten(2), weights
+
+    def project_out(self, x: Tensor) -> Tensor:
+        """Output projection, layer scale and drop path of ``(B, N, C)``."""
+        return self.out_drop(self.gamma1(self.proj_drop(self.proj(x))))
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_bias: Tensor | None = None,
+        need_weights: bool | str = False,
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor] | None]:
+        """Softmax attention, output projection and drop path.
+
+        Args:
+            query (Tensor): ``(B, H, N, d)``.
+            key (Tensor): ``(B, H, M, d)``.
+            value (Tensor): ``(B, H, M, d)``.
+            attn_bias (Tensor, optional): Added to the logits, broadcast to ``(B, H, N, M)``.
+            need_weights (bool | str): True to return the softmax output, before dropout, too;
+                ``'factors'`` for what it can be computed from without giving up the fused kernel:
+                the scaled queries and the keys, detached (without ``attn_bias``).
+
+        Returns:
+            tuple: The branch's output ``(B, N, C)`` and the weights ``(B, H, N, M)``, their
+            factors or None.
+        """
+        out, weights = self.mix(query, key, value, attn_bias, need_weights)
+        return self.project_out(out), weights
 
     def forward(
-        self, x: Tensor, attn_bias: Tensor | None = None, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, attn_bias: Tensor | None = None, need_weights: bool | str = False
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor] | None]:
         """Self-attention over tokens ``(B, N, C)``; see :meth:`attend` for the result."""
         return self.attend(*self.project_qkv(x), attn_bias, need_weights)

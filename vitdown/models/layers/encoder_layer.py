@@ -4,6 +4,7 @@ from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor
 
 from .attention import MultiheadAttention
+from .pairwise import two_stream_attention
 
 
 class TransformerEncoderLayer(BaseModule):
@@ -65,18 +66,33 @@ class TransformerEncoderLayer(BaseModule):
         )
 
     def forward(
-        self, x: Tensor, attn_bias: Tensor | None = None, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        x: Tensor,
+        attn_bias: Tensor | None = None,
+        need_weights: bool | str = False,
+        partner: Tensor | None = None,
+        partner_stream: str = 'pwca',
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor] | None]:
         """Encode tokens.
 
         Args:
-            x (Tensor): Tokens ``(B, N, C)``.
+            x (Tensor): Tokens ``(B, N, C)``; with ``partner`` two streams ``(2B, N, C)``.
             attn_bias (Tensor, optional): Added to the attention logits.
-            need_weights (bool): Also return the attention weights.
+            need_weights (bool | str): See :meth:`MultiheadAttention.attend`.
+            partner (Tensor, optional): See :func:`two_stream_attention`.
+            partner_stream (str): See :func:`two_stream_attention`.
 
         Returns:
-            tuple: Tokens ``(B, N, C)`` and the weights ``(B, H, N, N)`` or None.
+            tuple: Tokens of the shape of ``x``, and the weights ``(B, H, N, N)`` of
+            self-attention, their factors or None.
         """
-        out, weights = self.attn(self.ln1(x), attn_bias, need_weights)
+        if partner is None:
+            out, weights = self.attn(self.ln1(x), attn_bias, need_weights)
+        elif attn_bias is not None:
+            raise ValueError('Pair-wise cross-attention takes no attn_bias')
+        else:
+            out, weights = two_stream_attention(
+                self.attn, self.ln1(x), partner, partner_stream, need_weights
+            )
         x = x + out
         return self.ffn(self.ln2(x), identity=x), weights

@@ -1,4 +1,10 @@
 from .metric_learning import MetricLearningLoss
 from .triplet_loss import TripletLoss, batch_hard_triplet_loss
+from .uncertainty import UncertaintyWeightedLoss
 
-__all__ = ['MetricLearningLoss', 'TripletLoss', 'batch_hard_triplet_loss']
+__all__ = [
+    'MetricLearningLoss',
+    'TripletLoss',
+    'UncertaintyWeightedLoss',
+    'batch_hard_triplet_loss',
+]

@@ -1,0 +1,93 @@
+"""Attention rollout and the choice of patches by it.
+
+Abnar & Zuidema, "Quantifying Attention Flow in Transformers" (arXiv 2005.00928), as DCAL uses it
+(arXiv 2205.02151, Sec. 3.2): heads are averaged, the residual counts one half, later layers
+multiply from the left. Nothing here passes gradients.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Attention = Tensor | tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def attention_rollout(attns: Sequence[Attention], residual: float = 0.5) -> Tensor:
+    """Product of all layers' attention, each mixed with the residual path.
+
+    Args:
+        attns (Sequence): Softmax attention of each layer, first layer first: ``(B, H, T, T)``,
+            ``(B, T, T)`` where heads are averaged already, or its factors, a pair of scaled
+            queries and keys ``(B, H, T, d)``.
+        residual (float): Share of the identity. Defaults to 0.5.
+
+    Returns:
+        Tensor: ``(B, T, T)`` float32 (float64 for such input); rows sum to 1.
+    """
+    rollout = None
+    for attn in attns:
+        attn = _head_mean(attn)
+        identity = torch.eye(attn.shape[-1], dtype=attn.dtype, device=attn.device)
+        step = (1 - residual) * attn + residual * identity
+        rollout = step if rollout is None else step @ rollout
+    if rollout is None:
+        raise ValueError('Attention rollout needs the attention of at least one layer')
+    return rollout
+
+
+@torch.no_grad()
+def attention_rollout_cls(attns: Sequence[Attention], residual: float = 0.5) -> Tensor:
+    """Class-token row of :func:`attention_rollout`, in O(L T^2) instead of O(L T^3).
+
+    The row goes through the layers from the last to the first. With factors as input only one
+    layer's attention exists at a time.
+
+    Args:
+        attns (Sequence): See :func:`attention_rollout`.
+        residual (float): Share of the identity. Defaults to 0.5.
+
+    Returns:
+        Tensor: ``(B, T)``; sums to 1.
+    """
+    row = None
+    for attn in reversed(attns):
+        attn = _head_mean(attn)
+        if row is None:
+            row = attn.new_zeros(attn.shape[0], 1, attn.shape[-1])
+            row[..., 0] = 1
+        row = (1 - residual) * (row @ attn) + residual * row
+    if row is None:
+        raise ValueError('Attention rollout needs the attention of at least one layer')
+    return row[:, 0]
+
+
+def _head_mean(attn: Attention) -> Tensor:
+    if isinstance(attn, tuple):
+        query, key = attn
+        attn = (query @ key.transpose(-2, -1)).softmax(dim=-1, dtype=_at_least_float32(query))
+    attn = attn.to(_at_least_float32(attn))
+    return attn.mean(dim=1) if attn.ndim == 4 else attn
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def select_top_r(scores: Tensor, ratio: float) -> Tensor:
+    """Indices of the ``R = max(1, floor(ratio * N))`` highest scores of each row, descending.
+
+    Of equal scores the lower index comes first, on every device.
+
+    Args:
+        scores (Tensor): ``(B, N)``, one score a patch.
+        ratio (float): Share of the patches, in (0, 1].
+
+    Returns:
+        Tensor: ``(B, R)`` int64.
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f'ratio must be in (0, 1], got {ratio}')
+    num_local = max(1, int(ratio * scores.shape[-1] + 1e-6))
+    return scores.argsort(dim=-1, descending=True, stable=True)[..., :num_local]
