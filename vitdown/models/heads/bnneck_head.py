@@ -73,6 +73,17 @@ class ReIDHead(BaseModule):
         if self.loss_id is None and not self.loss_metric:
             raise ValueError('The head has neither loss_id nor loss_metric')
 
+    def token_options(self, labels: Tensor | None = None) -> dict:
+        """What a head that works on tokens wants of ``backbone.forward_tokens`` this time.
+
+        Args:
+            labels (Tensor, optional): ``(B,)`` when losses are to be computed, else None.
+
+        Returns:
+            dict: Keyword arguments.
+        """
+        return {}
+
     def _build_bnneck(self) -> BNNeck:
         has_logits = self.loss_id is not None and not getattr(self.loss_id, 'has_classifier', False)
         return BNNeck(self.in_channels, self.num_classes if has_logits else 0)

@@ -80,8 +80,19 @@ class ReIdentifier(BaseModel):
             return self.head.predict(self.extract_feat(inputs, data_samples))
         raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
 
-    def extract_feat(self, inputs: Tensor, data_samples: Sequence[DataSample] | None = None):
-        """What the head works on: ``TokenFeatures``, or one vector ``(B, C)`` an image."""
+    def extract_feat(
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[DataSample] | None = None,
+        labels: Tensor | None = None,
+    ):
+        """What the head works on: ``TokenFeatures``, or one vector ``(B, C)`` an image.
+
+        Args:
+            inputs (Tensor): Normalised images ``(B, 3, H, W)``.
+            data_samples (Sequence[DataSample], optional): See :meth:`forward`.
+            labels (Tensor, optional): ``(B,)`` when losses are to be computed.
+        """
         side_information = {}
         if self._has_sie and data_samples is not None:
             side_information = dict(
@@ -89,7 +100,8 @@ class ReIdentifier(BaseModel):
                 view_ids=[sample.get('view_id', -1) for sample in data_samples],
             )
         if self.head.needs_tokens:
-            return self.backbone.forward_tokens(inputs, **side_information)
+            options = self.head.token_options(labels)
+            return self.backbone.forward_tokens(inputs, **side_information, **options)
         feats = self.backbone(inputs, **side_information)
         if self.neck is not None:
             feats = self.neck(feats)
@@ -106,7 +118,7 @@ class ReIdentifier(BaseModel):
     def loss(self, inputs: Tensor, data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
         """Losses of the head, for images with ``gt_label``."""
         labels = torch.cat([sample.gt_label for sample in data_samples])
-        return self.head.loss(self.extract_feat(inputs, data_samples), labels)
+        return self.head.loss(self.extract_feat(inputs, data_samples, labels), labels)
 
     def predict(
         self, inputs: Tensor, data_samples: Sequence[DataSample] | None = None

@@ -1,0 +1,284 @@
+"""DCAL in the re-identifier: branches, losses, inference and what must not be there."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmpretrain.structures import DataSample
+
+from vitdown.models.layers import pairwise, select_top_r
+from vitdown.registry import MODELS
+
+VIT = dict(
+    type='VisionTransformer',
+    arch=dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=48),
+    img_size=(32, 16),
+    patch_size=4,
+)
+HEAD = dict(type='DCALHead', num_classes=4, in_channels=24, num_heads=3, feedforward_channels=48)
+
+
+def build(head=None, **backbone):
+    torch.manual_seed(0)
+    model = MODELS.build(
+        dict(type='ReIdentifier', backbone={**VIT, **backbone}, head={**HEAD, **(head or {})})
+    )
+    model.init_weights()
+    return model
+
+
+def batch(n=8):
+    torch.manual_seed(1)
+    samples = [DataSample().set_gt_label(i // 2) for i in range(n)]
+    return torch.randn(n, 3, 32, 16), samples
+
+
+@pytest.mark.parametrize('glca_input', ['last', 'penultimate'])
+@pytest.mark.parametrize('pool', ['cls', 'mean'])
+@pytest.mark.parametrize('stream', ['pwca', 'sa'])
+def test_gradients_reach_every_parameter(glca_input, pool, stream):
+    model = build(dict(glca=dict(input=glca_input, pool=pool), pwca=dict(partner_stream=stream)))
+    losses = model(*batch(), mode='loss')
+    loss, logs = model.parse_losses(losses)
+    torch.testing.assert_close(loss, losses['loss'])
+    for branch in ('sa', 'glca', 'pwca'):
+        assert {f'{branch}_{x}' for x in ('id', 'metric', 'accuracy', 'log_var')} <= set(logs)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0 or name.endswith('qkv.bias'), name
+
+
+def test_total_is_the_weighted_sum_of_the_branches():
+    losses = build()(*batch(), mode='loss')
+    parts = [losses[f'{b}_{x}'] for b in ('sa', 'glca', 'pwca') for x in ('id', 'metric')]
+    torch.testing.assert_close(losses['loss'], 0.5 * sum(parts))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for with_cp in (False, True):
+        model = build(dict(glca=dict(pool='mean')), with_cp=with_cp)
+        images, samples = batch()
+        torch.manual_seed(2)
+        model(images.requires_grad_(), samples, mode='loss')['loss'].backward()
+        gradients.append(model.backbone.layers[0].attn.qkv.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize('stream', ['pwca', 'sa'])
+def test_both_streams_run_as_if_alone(stream):
+    model = build().eval()
+    images, _ = batch(5)
+    partner = torch.tensor([3, 0, 4, 2, 1])
+    both = model.backbone.forward_tokens(images, partner=partner, partner_stream=stream)
+    alone = model.backbone.forward_tokens(images)
+    torch.testing.assert_close(both.tokens, alone.tokens)
+    torch.testing.assert_close(both.last_layer_input, alone.last_layer_input)
+    tokens, _ = model.backbone.embed_patches(images)
+    pair = tokens
+    for layer in model.backbone.layers:
+        other = (pair if stream == 'pwca' else tokens)[partner]
+        pair, _ = pairwise.pairwise_cross_attention(layer, pair, other)
+        tokens, _ = layer(tokens)
+    torch.testing.assert_close(both.pair_tokens, pair)
+    torch.testing.assert_close(both.normed_pair_tokens, model.backbone.ln1(pair))
+
+
+def test_images_of_a_swap_share_their_class_token_and_those_of_a_cycle_do_not():
+    backbone = build().backbone
+    images, _ = batch(4)
+    swap = backbone.forward_tokens(images, partner=torch.tensor([1, 0, 3, 2])).pair_tokens[:, 0]
+    torch.testing.assert_close(swap[0], swap[1])
+    cycle = backbone.forward_tokens(images, partner=torch.tensor([1, 2, 3, 0])).pair_tokens[:, 0]
+    assert (torch.cdist(cycle, cycle) + torch.eye(4)).min() > 1e-4
+
+
+def test_attention_factors_give_the_attention():
+    backbone = build().backbone
+    images, _ = batch(2)
+    maps = backbone.forward_tokens(images, need_attention=True)
+    factors = backbone.forward_tokens(images, need_attention='factors')
+    for expected, (query, key) in zip(maps.attentions, factors.attentions, strict=True):
+        assert not query.requires_grad
+        torch.testing.assert_close((query @ key.mT).softmax(-1).mean(1), expected)
+    torch.testing.assert_close(maps.tokens, factors.tokens)
+
+
+def test_class_token_feature_does_not_depend_on_the_selection():
+    model = build(dict(glca=dict(ratio=0.1))).eval()
+    images, samples = batch()
+    feats = model.backbone.forward_tokens(images)
+    expected = model.head.glca(feats)
+    for ratio in (0.1, 0.5, 1.0):
+        idx = select_top_r(torch.rand(8, 32), ratio)
+        tokens = model.head.glca.tokens(feats, idx)
+        torch.testing.assert_close(model.head.glca.norm(tokens[:, 0]), expected)
+    mean = build(dict(glca=dict(ratio=0.1, pool='mean'))).eval()
+    few = mean(images)
+    mean.head.glca.ratio = 0.5
+    assert not torch.allclose(mean(images), few)
+
+
+def test_class_token_pooling_runs_neither_rollout_nor_local_rows(monkeypatch):
+    model = build()
+    assert 'need_attention' not in model.head.token_options(torch.arange(8))
+    rows = []
+    model.head.glca.block.ffn.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+    monkeypatch.setattr(
+        'vitdown.models.heads.glca_branch.attention_rollout_cls',
+        lambda *_: pytest.fail('rollout was computed'),
+    )
+    model(*batch(), mode='loss')
+    model.eval()(batch()[0])
+    assert rows == [1, 1]
+
+
+def test_nothing_of_pwca_runs_in_evaluation_or_is_saved(monkeypatch):
+    calls = []
+    original = pairwise.two_stream_attention
+    monkeypatch.setattr(
+        'vitdown.models.layers.encoder_layer.two_stream_attention',
+        lambda *args: calls.append(1) or original(*args),
+    )
+    model = build()
+    passes = []
+    model.backbone.layers[0].attn.qkv.register_forward_hook(
+        lambda _, args, out: passes.append(len(out))
+    )
+    images, samples = batch()
+    model(images, samples, mode='loss')
+    assert (len(calls), passes) == (3, [16])
+    model.eval()
+    model(images, samples, mode='predict')
+    model(images)
+    losses = model(images, samples, mode='loss')
+    assert (len(calls), passes[1:]) == (3, [8, 8, 8])
+    assert not any(name.startswith('pwca') for name in losses)
+    assert not any('pwca' in name for name in model.state_dict())
+    off = build(dict(pwca=dict(enable=False)))
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    without = {name: value.shape for name, value in off.state_dict().items()}
+    assert shapes.pop('head.loss_weighting.log_vars') == (3,)
+    assert without.pop('head.loss_weighting.log_vars') == (2,)
+    assert shapes == without
+
+
+def test_pwca_leaves_the_running_statistics_alone():
+    statistics = []
+    for pwca in (dict(), None):
+        model = build(dict(pwca=pwca))
+        model(*batch(), mode='loss')
+        bn = model.head.necks['sa'].bn
+        statistics.append((bn.running_mean.clone(), bn.running_var.clone()))
+        assert bn.num_batches_tracked == 1
+    torch.testing.assert_close(*statistics)
+
+
+def test_without_pwca_its_loss_and_weight_are_absent():
+    model = build(dict(pwca=None))
+    losses = model(*batch(), mode='loss')
+    assert model.head.loss_weighting.tasks == ('sa', 'glca')
+    assert not any(name.startswith('pwca') for name in losses)
+    alone = build(dict(glca=None))
+    losses = alone(*batch(), mode='loss')
+    assert alone.head.loss_weighting.tasks == ('sa', 'pwca')
+    assert alone.eval()(batch()[0]).shape == (8, 24)
+
+
+@pytest.mark.parametrize('pool', ['cls', 'mean'])
+def test_sa_alone_is_the_plain_backbone_bit_for_bit(pool):
+    model = build(dict(glca=dict(pool=pool), infer_branch='sa')).eval()
+    model.head.glca.register_forward_hook(lambda *_: pytest.fail('GLCA ran'))
+    images, _ = batch()
+    plain = MODELS.build(VIT)
+    plain.load_state_dict(model.backbone.state_dict())
+    assert torch.equal(model(images), plain.eval()(images)[-1])
+
+
+def test_test_feature_concatenates_the_branches():
+    images, _ = batch()
+    parts = {b: build(dict(infer_branch=b)).eval()(images) for b in ('sa', 'glca', 'both')}
+    assert parts['both'].shape == (8, 48)
+    torch.testing.assert_close(parts['both'], torch.cat((parts['sa'], parts['glca']), dim=1))
+    each = build(dict(normalize_parts=True)).eval()(images)
+    expected = torch.cat((F.normalize(parts['sa']), F.normalize(parts['glca'])), dim=1)
+    torch.testing.assert_close(each, expected)
+    after = build(dict(neck_feat='after'))
+    after.head.necks['glca'].bn.running_mean.fill_(1.0)
+    torch.testing.assert_close(
+        after.eval()(images)[:, 24:], after.head.necks['glca'](parts['glca'])
+    )
+
+
+@pytest.mark.parametrize(
+    ('glca', 'copied'),
+    [
+        (dict(input='last'), False),
+        (dict(input='penultimate'), True),
+        (dict(input='penultimate', init='random'), False),
+        (dict(input='last', init='copy'), True),
+    ],
+)
+def test_where_the_glca_block_starts(glca, copied):
+    model = build(dict(glca=glca)).eval()
+    last = model.backbone.layers[-1].attn.qkv.weight
+    assert torch.equal(model.head.glca.block.attn.qkv.weight, last) == copied
+    if copied and glca['input'] == 'penultimate':
+        sa, branch = model(batch()[0]).chunk(2, dim=1)
+        torch.testing.assert_close(branch, sa)
+
+
+def test_classification_adds_probabilities():
+    model = build(dict(task='fgvc')).train()
+    images, samples = batch()
+    losses = model(images, samples, mode='loss')
+    assert 'sa_metric' not in losses
+    losses['loss'].backward()
+    assert model.head.necks['sa'].classifier.bias.grad.abs().sum() > 0
+    model.eval()
+    feats = model.extract_feat(images)
+    sa = model.head.necks['sa'].classifier(feats.normed_tokens[:, 0]).softmax(1)
+    glca = model.head.necks['glca'].classifier(model.head.glca(feats)).softmax(1)
+    torch.testing.assert_close(model.head.predict(feats), sa + glca)
+
+
+def test_pairs_follow_the_labels():
+    model = build(dict(pwca=dict(pairing='inter')))
+    labels = torch.arange(8) // 2
+    partner = model.head.token_options(labels)['partner']
+    assert (labels[partner] != labels).all()
+
+
+def test_side_information_and_overlapping_patches_work_with_pairs():
+    model = build(stride=3, sie=dict(num_cameras=2))
+    images, samples = batch()
+    for i, sample in enumerate(samples):
+        sample.set_metainfo(dict(camera_id=i % 2))
+    model(images, samples, mode='loss')['loss'].backward()
+    assert model.backbone.sie.embed.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ('head', 'message'),
+    [
+        (dict(task='detection'), "task must be 'reid' or 'fgvc'"),
+        (dict(infer_branch='pwca'), "infer_branch must be 'both', 'sa' or 'glca'"),
+        (dict(glca=None, infer_branch='glca'), 'needs the GLCA branch'),
+        (dict(glca=dict(ratio=0.0)), r'glca.ratio must be in \(0, 1\]'),
+        (dict(glca=dict(input='first')), 'glca.input must be one of'),
+        (dict(glca=dict(pool='max')), 'glca.pool must be one of'),
+        (dict(glca=dict(init='zero')), 'glca.init must be one of'),
+        (dict(pwca=dict(pairing='same')), 'pwca.pairing must be'),
+        (dict(pwca=dict(partner_stream='glca')), 'pwca.partner_stream must be'),
+        (dict(num_heads=4, glca=dict(input='penultimate')), 'set num_heads=3 in the head'),
+    ],
+)
+def test_wrong_settings_are_refused(head, message):
+    with pytest.raises(ValueError, match=message):
+        build(head)
+
+
+def test_a_batch_of_one_has_no_partner():
+    with pytest.raises(ValueError, match='at least 2 images in a batch, got 1'):
+        build()(*batch(1), mode='loss')

@@ -1,0 +1,91 @@
+from mmengine.model import BaseModule
+from mmpretrain.models.utils import build_norm_layer
+from torch import Tensor
+
+from ..layers import GLCABlock, attention_rollout_cls, select_top_r
+
+
+class GLCABranch(BaseModule):
+    """Global-local cross-attention branch: one block and norm of its own, one feature an image.
+
+    DCAL (arXiv 2205.02151, Sec. 3.2). The patches that ask are those with the highest attention
+    rollout. With ``pool='cls'`` the feature does not depend on them (the queries of one block do
+    not meet), so neither the rollout nor their rows are computed: the same result for less.
+
+    Args:
+        embed_dims (int): Width C of the tokens.
+        num_heads (int): Attention heads.
+        feedforward_channels (int): Hidden width of the MLP.
+        ratio (float): Share of the patches that are selected. Defaults to 0.3.
+        input (str): ``'last'`` for the last layer's output (a 13th layer), ``'penultimate'`` for
+            the last layer's input (parallel to it).
+        pool (str): Feature: ``'cls'`` for the class token, ``'mean'`` for the mean over the
+            selected patches.
+        init (str): ``'random'``, ``'copy'`` of the backbone's last layer and norm, or ``'auto'``:
+            random for ``'last'``, copy for ``'penultimate'``.
+        norm_cfg (dict): Norm. Defaults to LayerNorm with eps 1e-6.
+        layer_cfg (dict, optional): More arguments of :class:`GLCABlock`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        ratio: float = 0.3,
+        input: str = 'last',
+        pool: str = 'cls',
+        init: str = 'auto',
+        norm_cfg: dict = dict(type='LN', eps=1e-6),
+        layer_cfg: dict | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (
+            ('input', input, ('last', 'penultimate')),
+            ('pool', pool, ('cls', 'mean')),
+            ('init', init, ('auto', 'random', 'copy')),
+        ):
+            if value not in known:
+                raise ValueError(f'glca.{name} must be one of {known}, got {value!r}')
+        if not 0 < ratio <= 1:
+            raise ValueError(f'glca.ratio must be in (0, 1], got {ratio}')
+        self.ratio = ratio
+        self.input = input
+        self.pool = pool
+        self.copies_backbone = init == 'copy' or (init == 'auto' and input == 'penultimate')
+        self.block = GLCABlock(
+            embed_dims, num_heads, feedforward_channels, norm_cfg=norm_cfg, **(layer_cfg or {})
+        )
+        self.norm = build_norm_layer(norm_cfg, embed_dims)
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether the feature depends on the backbone's attention."""
+        return self.pool == 'mean'
+
+    def init_from_backbone(self, backbone: BaseModule) -> None:
+        """Copy the backbone's last layer and final norm, if the branch starts from them."""
+        if self.copies_backbone:
+            heads, expected = self.block.attn.num_heads, backbone.layers[-1].attn.num_heads
+            if heads != expected:
+                raise ValueError(
+                    f'The GLCA block has {heads} heads and cannot start as a copy of a layer with '
+                    f'{expected}; set num_heads={expected} in the head'
+                )
+            self.block.load_state_dict(backbone.layers[-1].state_dict())
+            self.norm.load_state_dict(backbone.ln1.state_dict())
+
+    def select(self, feats) -> Tensor:
+        """Selected patches ``(B, R)`` by descending rollout, from ``TokenFeatures``."""
+        return select_top_r(attention_rollout_cls(feats.attentions)[:, 1:], self.ratio)
+
+    def tokens(self, feats, idx: Tensor | None = None) -> Tensor:
+        """Class token and selected patches after the block, ``(B, 1 + R, C)``, before the norm."""
+        source = feats.tokens if self.input == 'last' else feats.last_layer_input
+        return self.block(source, idx)
+
+    def forward(self, feats) -> Tensor:
+        """Feature ``(B, C)`` from ``TokenFeatures``."""
+        if self.pool == 'cls':
+            return self.norm(self.tokens(feats)[:, 0])
+        return self.norm(self.tokens(feats, self.select(feats))[:, 1:]).mean(dim=1)
