@@ -2,10 +2,10 @@
 
 import pytest
 
-from . import dcal_kinds_evaluation, dcal_kinds_model
+from . import dcal_kinds_dcal, dcal_kinds_evaluation, dcal_kinds_model
 from .golden import GoldenFile, golden_files
 
-KINDS = {**dcal_kinds_model.KINDS, **dcal_kinds_evaluation.KINDS}
+KINDS = {**dcal_kinds_model.KINDS, **dcal_kinds_evaluation.KINDS, **dcal_kinds_dcal.KINDS}
 
 
 @pytest.mark.parametrize('path', golden_files('dcal'), ids=lambda path: path.stem)
