@@ -1,11 +1,14 @@
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from vitdown.datasets import Market1501, SyntheticReID
 from vitdown.datasets.synthetic import SyntheticSettings, generate_synthetic_reid
@@ -93,6 +96,34 @@ def test_an_interrupted_run_leaves_no_set(tmp_path, monkeypatch):
             generate_synthetic_reid(root, settings)
     assert not root.exists()
     assert (generate_synthetic_reid(root, settings) / 'manifest.json').exists()
+
+
+def test_a_killed_run_leaves_no_set(tmp_path, monkeypatch):
+    def killed(settings, identities, cameras):
+        yield 'query/0001_c1s1_000001_01.jpg', b'x'
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    root, settings = tmp_path / 'set', SyntheticSettings(**TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, '_images', killed)
+        process = multiprocessing.get_context('fork').Process(
+            target=generate_synthetic_reid, args=(root, settings)
+        )
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not root.exists()
+    complete = digest(generate_synthetic_reid(root, settings))
+    assert complete == digest(generate_synthetic_reid(tmp_path / 'other', settings))
+
+
+@pytest.mark.parametrize('num_test_ids', [2, 6])
+def test_the_progress_bar_ends_at_its_total(tmp_path, monkeypatch, num_test_ids):
+    bars = []
+    monkeypatch.setattr(module, 'tqdm', lambda **kwargs: bars.append(tqdm(**kwargs)) or bars[0])
+    settings = SyntheticSettings(**{**TINY, 'num_test_ids': num_test_ids})
+    root = generate_synthetic_reid(tmp_path / 'set', settings)
+    assert bars[0].total == len(list(root.rglob('*.jpg')))
 
 
 def test_foreign_folders_are_not_touched(tmp_path):

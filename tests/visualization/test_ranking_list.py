@@ -39,9 +39,11 @@ def test_marks_differ_without_colour():
 
 @pytest.mark.parametrize('shape', [(20, 10), (10, 40), (8, 60), (1, 1)])
 def test_any_shape_and_grey_images(shape):
-    picture = draw_ranking_list(plain(10, shape), [plain(20, shape)[..., 0]], [True])
+    grey = [plain(20, shape)[..., 0], plain(30, shape)[..., :1]]
+    picture = draw_ranking_list(plain(10, shape), grey, [True, False])
     # The picture's middle shows the image, whatever its aspect.
-    assert [centre for _, centre in frame_colours(picture, 2)] == [(10, 10, 10), (20, 20, 20)]
+    centres = [centre for _, centre in frame_colours(picture, 3)]
+    assert centres == [(10, 10, 10), (20, 20, 20), (30, 30, 30)]
 
 
 def test_captions_make_room():
@@ -68,3 +70,14 @@ def test_names_are_safe_and_never_overwrite(tmp_path):
     ]
     assert names == ['0001_c1.png', '0001_c1_2.png', 'né_ko_.png', 'query.png']
     assert len(list((tmp_path / 'new').iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    'name', ['a' * 300 + '.jpg', '車' * 200 + '.jpg', 'x' + 'é' * 200 + '.jpg']
+)
+def test_long_names_fit_the_file_system(tmp_path, name):
+    first, second = (save_picture(Image.new('RGB', (4, 4)), tmp_path, name) for _ in range(2))
+    assert first != second
+    assert name.startswith(first.stem)
+    assert first.is_file()
+    assert second.is_file()

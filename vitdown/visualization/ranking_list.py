@@ -18,6 +18,7 @@ _TEXT_COLOUR: Colour = (30, 30, 30)
 _FRAME = 4
 _GAP = 6
 _LINE_HEIGHT = 14
+_NAME_BYTES = 120
 
 
 def draw_ranking_list(
@@ -34,7 +35,7 @@ def draw_ranking_list(
     says the same to readers who don't tell these colours apart.
 
     Args:
-        query: Image (H, W, 3) or (H, W), uint8, RGB.
+        query: Image (H, W, 3), RGB, or (H, W) or (H, W, 1), grey; uint8.
         gallery: Images likewise, best first; may be empty.
         matches: Whether each gallery image shows the query's identity.
         query_caption: Lines of text below the query.
@@ -91,7 +92,9 @@ def save_picture(picture: Image.Image, out_dir: str | os.PathLike, name: str) ->
         The file. Its name gets a number if another picture has it already.
     """
     stem = Path(name.replace('\\', '/')).stem
-    stem = ''.join(c if c.isalnum() or c in '._-' else '_' for c in stem)[:120]
+    stem = ''.join(c if c.isalnum() or c in '._-' else '_' for c in stem)
+    # File systems limit the bytes of a name, not its characters.
+    stem = stem.encode()[:_NAME_BYTES].decode(errors='ignore')
     stem = stem.strip('.') or 'query'
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -106,6 +109,8 @@ def save_picture(picture: Image.Image, out_dir: str | os.PathLike, name: str) ->
 def _fit(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Scale an image into ``size`` (H, W) with its aspect kept, on grey."""
     height, width = size
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
     source = Image.fromarray(np.ascontiguousarray(image)).convert('RGB')
     scale = min(height / source.height, width / source.width)
     fitted = source.resize(

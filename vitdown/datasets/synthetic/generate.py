@@ -145,6 +145,7 @@ def _write_images(root: Path, settings: SyntheticSettings) -> None:
     identities = invent_identities(rng, count, module.SLOTS, module.COARSE_CHOICES)
 
     total = count * settings.num_cameras * settings.images_per_camera
+    total += 2 * _num_distractors(settings)
     with tqdm(
         total=total,
         desc=f'Drawing {root.parent.name}/{settings.name}',
@@ -155,6 +156,11 @@ def _write_images(root: Path, settings: SyntheticSettings) -> None:
         for name, data in _images(settings, identities, cameras):
             (root / name).write_bytes(data)
             progress.update()
+
+
+def _num_distractors(settings: SyntheticSettings) -> int:
+    """False detections in the gallery; there are as many junk images."""
+    return max(2, settings.num_test_ids // 2)
 
 
 def _images(
@@ -182,7 +188,7 @@ def _images(
                 yield name(folder, label, camera_id), data
 
     # Detections that are nobody (identity 0), and fragments of somebody (-1, junk)
-    for index in range(max(2, settings.num_test_ids // 2)):
+    for index in range(_num_distractors(settings)):
         number += 1
         camera_id = index % settings.num_cameras
         rng = np.random.default_rng((settings.seed, 2, index))
