@@ -115,3 +115,19 @@ def rows_per_block(max_memory_mb: float, row_bytes: int, num_rows: int) -> int:
             f'it takes at least {row_bytes / 2**20:.3g}'
         )
     return min(budget // row_bytes, num_rows)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless the value is an integer of at least 0."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f'seed must be an integer of at least 0, not {seed!r}')
+
+
+def check_rates(rates: Sequence[float], name: str) -> tuple[float, ...]:
+    """Rates as a tuple; ValueError unless each lies above 0 and not above 1."""
+    if isinstance(rates, (str, float, int)) or not len(rates):
+        raise ValueError(f'{name} must be a sequence of rates such as (1e-3, 1e-2), not {rates!r}')
+    for rate in rates:
+        if isinstance(rate, (str, bool)) or not 0 < rate <= 1:
+            raise ValueError(f'{name}: each rate must be above 0 and at most 1, not {rate!r}')
+    return tuple(float(rate) for rate in rates)

@@ -7,7 +7,8 @@ the negatives above each positive are counted, and the block is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -145,36 +146,89 @@ def _evaluate(
     return_per_query: bool,
     progress: bool,
 ) -> dict[str, Any]:
+    with tqdm(
+        total=scores.shape[0], desc='ranking', unit='query', delay=3, disable=not progress
+    ) as bar:
+        queries = rank_queries(scores, protocol, max_memory_mb, bar.update)
+    if not queries.valid.any():
+        raise no_positives(*scores.shape)
+    result: dict[str, Any] = queries.averages(topk)
+    if return_per_query:
+        result.update(
+            AP=queries.ap,
+            INP=queries.inp,
+            first_hit_rank=queries.first_hit,
+            num_valid_queries=int(queries.valid.sum()),
+        )
+    return result
+
+
+@dataclass
+class RankedQueries:
+    """What the averages are made of.
+
+    Attributes:
+        ap: (Q,) float64 average precision, NaN where a query has no positive.
+        inp: (Q,) float64 inverse negative penalty, likewise.
+        first_hit: (Q,) int64 rank of the first positive, counted from 1; 0 where there is none.
+    """
+
+    ap: np.ndarray
+    inp: np.ndarray
+    first_hit: np.ndarray
+
+    @classmethod
+    def empty(cls, num_query: int) -> RankedQueries:
+        """Queries without positives, to be filled."""
+        nan = np.full(num_query, np.nan)
+        return cls(nan, nan.copy(), np.zeros(num_query, dtype=np.int64))
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(Q,) bool: queries with a positive."""
+        return self.first_hit > 0
+
+    def put(self, where: slice | np.ndarray, ap: np.ndarray, inp: np.ndarray, hit: np.ndarray):
+        """Fill in some queries."""
+        self.ap[where], self.inp[where], self.first_hit[where] = ap, inp, hit
+
+    def averages(self, topk: Sequence[int]) -> dict[str, float]:
+        """mAP, mINP and CMC over the queries with a positive, of which there must be one."""
+        valid = self.valid
+        result = {'mAP': float(self.ap[valid].mean()), 'mINP': float(self.inp[valid].mean())}
+        for k in topk:
+            result[f'CMC@{k}'] = float((self.first_hit[valid] <= k).mean())
+        return result
+
+
+def rank_queries(
+    scores: FeatureScores | DistanceScores,
+    protocol: RankingProtocol,
+    max_memory_mb: float,
+    advance: Callable[[int], object] = lambda count: None,
+) -> RankedQueries:
+    """Rank the positives of all queries, block by block; ``advance`` hears of each block's size."""
     num_query, num_gallery = scores.shape
     step = rows_per_block(max_memory_mb, num_gallery * _BYTES_PER_SCORE, num_query)
     if scores.device.type == 'cpu':
         step = min(step, max(_CPU_BLOCK_ROWS, _CPU_BLOCK_SCORES // num_gallery))
-    ap = np.full(num_query, np.nan)
-    inp = np.full(num_query, np.nan)
-    first_hit = np.zeros(num_query, dtype=np.int64)
-    with tqdm(total=num_query, desc='ranking', unit='query', delay=3, disable=not progress) as bar:
-        for start in range(0, num_query, step):
-            stop = min(start + step, num_query)
-            rows, columns, junk = protocol.same_identity(start, stop)
-            negatives = _negatives_above(scores, start, stop, rows, columns, junk)
-            block = slice(start, stop)
-            ap[block], inp[block], first_hit[block] = _summarise(
-                rows[~junk], negatives, stop - start
-            )
-            bar.update(stop - start)
-    valid = first_hit > 0
-    if not valid.any():
-        raise ValueError(
-            f'none of the {num_query} queries has a positive in the gallery of {num_gallery} '
-            '(same identity, and another camera where cameras are given): check that query and '
-            'gallery share identities and that camera ids are right'
-        )
-    result: dict[str, Any] = {'mAP': float(ap[valid].mean()), 'mINP': float(inp[valid].mean())}
-    for k in topk:
-        result[f'CMC@{k}'] = float((first_hit[valid] <= k).mean())
-    if return_per_query:
-        result.update(AP=ap, INP=inp, first_hit_rank=first_hit, num_valid_queries=int(valid.sum()))
-    return result
+    queries = RankedQueries.empty(num_query)
+    for start in range(0, num_query, step):
+        stop = min(start + step, num_query)
+        rows, columns, junk = protocol.same_identity(start, stop)
+        negatives = _negatives_above(scores, start, stop, rows, columns, junk)
+        queries.put(slice(start, stop), *_summarise(rows[~junk], negatives, stop - start))
+        advance(stop - start)
+    return queries
+
+
+def no_positives(num_query: int, num_gallery: int) -> ValueError:
+    """The error for sets in which nothing can be found."""
+    return ValueError(
+        f'none of the {num_query} queries has a positive in the gallery of {num_gallery} '
+        '(same identity, and another camera where cameras are given): check that query and '
+        'gallery share identities and that camera ids are right'
+    )
 
 
 def _negatives_above(

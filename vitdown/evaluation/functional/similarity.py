@@ -75,6 +75,8 @@ class FeatureScores:
             self._gallery_scale = radius.expand(self.shape[1])
             self._half_square = (lengths / radius).square() / 2
             magnitude = _lengths(self._query, self._offset) / radius + 1
+        # No pair is farther apart than this: the farthest query and the farthest gallery feature.
+        self._reach = magnitude.max()
         # Rounding errors of a sum over D terms grow like the root of D; the input's rounding and,
         # for the Euclidean score, the subtraction add a few units. Two scores: twice the error.
         steps = 2 * (math.sqrt(self._query.shape[1]) + 4)
@@ -123,6 +125,28 @@ class FeatureScores:
         if self._half_square is not None:
             scores -= self._half_square[gallery_index]
         return scores
+
+    def rows_between_queries(self, start: int, stop: int) -> torch.Tensor:
+        """Float64 scores that can be compared between queries, too, from -1 to 1.
+
+        Cosines; or, for Euclidean distances d, ``1 - 2 (d / reach)^2``, where no distance is larger
+        than the reach. :meth:`as_printed` translates them.
+        """
+        scores = self.rows_float64(start, stop)
+        if self._half_square is not None:
+            lengths = (
+                _lengths(self._query[start:stop], self._offset) / self._query_scale[start:stop]
+            )
+            scores.mul_(2).sub_(lengths.square()[:, None])
+            scores.mul_(2 / self._reach.square()).add_(1)
+        return scores.clamp_(-1, 1)
+
+    def as_printed(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of :meth:`rows_between_queries` as cosines or negative Euclidean distances."""
+        if self._half_square is None:
+            return scores
+        farthest = float(self._reach * self._query_scale[0])
+        return -np.sqrt(np.maximum(1 - scores, 0) / 2) * farthest
 
     def readable(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores (Q, n) as one would print them: cosines, or negative Euclidean distances."""
