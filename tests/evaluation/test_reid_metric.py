@@ -7,7 +7,12 @@ from mmengine.structures import BaseDataElement
 from vitdown.evaluation.functional import (
     evaluate_distances,
     evaluate_ranking,
+    evaluate_single_gallery_shot,
+    evaluate_vehicleid,
     k_reciprocal_rerank,
+    query_expansion,
+    topk_ranking,
+    tpr_at_fpr,
 )
 from vitdown.evaluation.metrics import ReIDMetric
 from vitdown.registry import METRICS
@@ -130,6 +135,56 @@ def test_reranking_is_reported_beside(rerank):
     assert result == wanted
 
 
+def test_query_expansion_is_reported_beside():
+    data = random_set(15)
+    features, labels = split(data)
+    result = evaluate(samples_of(data), query_expansion=dict(k=4, alpha=3), topk=(1,))
+    expanded = query_expansion(*features, k=4, alpha=3)
+    wanted = percent(evaluate_ranking(**data, topk=(1,)))
+    wanted.update(percent(evaluate_ranking(expanded, features[1], **labels, topk=(1,)), 'reid/qe_'))
+    assert result == wanted
+
+
+def test_verification_is_reported_beside():
+    data = random_set(16)
+    result = evaluate(samples_of(data), tpr_at_fpr=(0.01, 0.1), topk=(1,))
+    wanted = percent(evaluate_ranking(**data, topk=(1,)))
+    wanted.update(percent(tpr_at_fpr(**data, fpr=(0.01, 0.1))))
+    assert result == wanted
+
+
+def test_drawn_galleries():
+    data = random_set(17)
+    result = evaluate(samples_of(data), protocol='single-gallery-shot', repeats=3, seed=5)
+    assert result == percent(evaluate_single_gallery_shot(**data, repeats=3, seed=5))
+    assert 'reid/CMC@1_std' in result
+
+
+def test_vehicleid_draws_from_all_images():
+    data = random_set(18, num_query=40)
+    features, ids, cameras = (data[f'query_{key}'] for key in ('features', 'ids', 'cameras'))
+    samples = make_samples(features[:20], ids[:20], cameras[:20], 'query')
+    samples += make_samples(features[20:], ids[20:], cameras[20:], 'gallery')
+    wanted = percent(evaluate_vehicleid(features, ids))
+    assert evaluate(samples, protocol='vehicleid') == wanted
+    # Images that are query and gallery count once.
+    samples = make_samples(features, ids, cameras, 'both')
+    assert evaluate(samples, protocol='vehicleid') == wanted
+
+
+def test_lists_are_those_of_the_last_ranking():
+    data = random_set(19)
+    features, labels = split(data)
+    metric = ReIDMetric(num_ranked=5, query_expansion=True)
+    metric.process(None, [sample.to_dict() for sample in samples_of(data)])
+    metric.evaluate(len(metric.results))
+    expanded = query_expansion(*features)
+    lists = topk_ranking(expanded, features[1], **labels, k=5, drop_junk=True)
+    assert torch.equal(metric.ranking.lists.indices, lists.indices)
+    wanted = evaluate_ranking(expanded, features[1], **labels, return_per_query=True)
+    np.testing.assert_array_equal(metric.ranking.average_precision, wanted['AP'])
+
+
 def test_half_precision_storage():
     data = random_set(7)
     metric = ReIDMetric(feature_dtype='float16')
@@ -213,6 +268,18 @@ def test_rejects_partly_known_cameras():
         ({'feature_dtype': 'int8'}, 'feature_dtype'),
         ({'out_file': 'features.pkl'}, 'must end in .npz'),
         ({'rerank': {'k3': 1}}, r"rerank knows .* not \['k3'\]"),
+        ({'rerank': 1}, 'rerank must be True, False or a dict'),
+        ({'query_expansion': {'n': 1}}, r"query_expansion knows .* not \['n'\]"),
+        ({'query_expansion': {'k': 0}}, 'query_expansion: k must be an integer of at least 1'),
+        ({'query_expansion': {'alpha': 3}, 'metric': 'euclidean'}, "use metric='cosine'"),
+        ({'tpr_at_fpr': (2.0,)}, 'tpr_at_fpr: each rate must be above 0'),
+        ({'tpr_at_fpr': 0.1}, 'tpr_at_fpr must be a sequence'),
+        ({'protocol': 'market'}, "protocol must be one of .* not 'market'"),
+        ({'repeats': 5}, "repeats=5 needs a protocol that draws .* not 'auto'"),
+        ({'repeats': 0, 'protocol': 'vehicleid'}, 'repeats must be an integer of at least 1'),
+        ({'seed': -1}, 'seed must be'),
+        ({'rerank': {}, 'protocol': 'vehicleid'}, 'rerank needs a fixed gallery'),
+        ({'tpr_at_fpr': [0.1], 'protocol': 'vehicleid'}, 'tpr_at_fpr needs a fixed gallery'),
     ],
 )
 def test_rejects_bad_options(options, message):

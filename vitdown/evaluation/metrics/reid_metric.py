@@ -12,20 +12,13 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
-from vitdown.evaluation.functional import (
-    RankingList,
-    evaluate_distances,
-    evaluate_ranking,
-    k_reciprocal_rerank,
-    topk_distances,
-    topk_ranking,
-)
-from vitdown.evaluation.functional.inputs import check_metric, check_topk
+from vitdown.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_feature_sets
+from vitdown.evaluation.feature_set import FeatureSet, find_same_images, save_feature_sets
+from vitdown.evaluation.functional import RankingList
 from vitdown.registry import METRICS
 
 _SUBSETS = ('query', 'gallery', 'both')
 _REQUIRED = ('feature', 'identity', 'camera_id', 'subset')
-_RERANK_OPTIONS = {'k1', 'k2', 'lambda_value'}
 
 
 @dataclass
@@ -58,8 +51,9 @@ class ReIDMetric(BaseMetric):
     :func:`~vitdown.evaluation.functional.evaluate_ranking` for definitions and the treatment of
     ties.
 
-    Reported are ``mAP``, ``mINP`` and ``CMC@k``, and with re-ranking the same once more as
-    ``rerank_mAP`` and so on.
+    Reported are ``mAP``, ``mINP`` and ``CMC@k``; with query expansion and with re-ranking (of the
+    features as they are) the same once more as ``qe_mAP``, ``rerank_mAP`` and so on; for protocols
+    that draw the gallery several times, means, and standard deviations as ``mAP_std``.
 
     Args:
         metric: ``'cosine'`` or ``'euclidean'``.
@@ -71,11 +65,21 @@ class ReIDMetric(BaseMetric):
             case.
         feature_dtype: ``'float32'`` or ``'float16'``, how features are kept.
         num_ranked: Keep the first so many gallery images of each query, for pictures, in
-            :attr:`ranking` (of the re-ranked lists, if there are any).
+            :attr:`ranking` (of the re-ranked lists, if there are any, or after query expansion).
         out_file: Save features, labels and image paths of query and gallery to this ``.npz`` file.
         collect_device: How features of several processes are brought together, ``'cpu'`` or
             ``'gpu'``.
         prefix: Prefix of the metrics' names.
+        protocol: ``'auto'`` as described above, ``'cross-camera'`` (requires camera ids),
+            ``'plain'`` (ignores them), or one that draws the gallery at random:
+            ``'single-gallery-shot'`` or ``'vehicleid'``. See
+            :class:`~vitdown.evaluation.evaluate.EvaluationOptions`, as for the options below.
+        query_expansion: True to evaluate the lists of expanded queries too, or a dict of the
+            options ``k`` and ``alpha``.
+        tpr_at_fpr: False positive rates at which to report the true positive rate of pairs, e.g.
+            ``(1e-4, 1e-3)``, as ``TPR@FPR=0.001``.
+        repeats: Number of draws of the gallery.
+        seed: Seed of the draws.
 
     Example:
         >>> test_evaluator = dict(type='ReIDMetric', rerank=dict(k1=20, k2=6, lambda_value=0.3))
@@ -95,22 +99,29 @@ class ReIDMetric(BaseMetric):
         out_file: str | Path | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
+        protocol: str = 'auto',
+        query_expansion: bool | dict[str, Any] = False,
+        tpr_at_fpr: Sequence[float] = (),
+        repeats: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        check_metric(metric)
         if feature_dtype not in ('float32', 'float16'):
             raise ValueError(f"feature_dtype must be 'float32' or 'float16', not {feature_dtype!r}")
         if out_file is not None and Path(out_file).suffix != '.npz':
             raise ValueError(f'out_file must end in .npz: {str(out_file)!r}')
-        options = rerank if isinstance(rerank, dict) else {}
-        unknown = sorted(set(options) - _RERANK_OPTIONS)
-        if unknown:
-            raise ValueError(f'rerank knows {sorted(_RERANK_OPTIONS)}, not {unknown}')
-        self.metric = metric
-        self.topk = check_topk(topk)
-        self.rerank = dict(options) if rerank is not False else None
-        self.max_memory_mb = max_memory_mb
-        self.device = device
+        self.options = EvaluationOptions(
+            metric=metric,
+            topk=topk,
+            protocol=protocol,
+            rerank=rerank,
+            query_expansion=query_expansion,
+            tpr_at_fpr=tpr_at_fpr,
+            repeats=repeats,
+            seed=seed,
+            max_memory_mb=max_memory_mb,
+            device=device,
+        )
         self.feature_dtype = getattr(torch, feature_dtype)
         self.num_ranked = num_ranked
         self.ranking: Ranking | None = None
@@ -161,59 +172,31 @@ class ReIDMetric(BaseMetric):
             ValueError: If there are no query or no gallery images, if camera ids are known for some
                 images only, or for what :func:`evaluate_ranking` rejects.
         """
-        query = _select(results, 'query')
-        gallery = _select(results, 'gallery')
-        labels = {
-            'query_ids': query['ids'],
-            'gallery_ids': gallery['ids'],
-            'self_index': _find_self(query, gallery),
-        }
-        cross_camera = _cameras_known(results)
-        if cross_camera:
-            labels.update(query_cameras=query['cameras'], gallery_cameras=gallery['cameras'])
+        query, query_positions = _select(results, 'query')
+        gallery, gallery_positions = _select(results, 'gallery')
         if self.out_file is not None:
-            _save(self.out_file, query, gallery)
-
-        features = [torch.from_numpy(x['features']).to(self.device) for x in (query, gallery)]
-        common = {'topk': self.topk, 'max_memory_mb': self.max_memory_mb, 'progress': True}
-        plain = evaluate_ranking(
-            *features, **labels, metric=self.metric, return_per_query=True, **common
-        )
-        self._report(query, gallery, plain['num_valid_queries'], cross_camera)
-        distances = None
-        names = ['mAP', 'mINP', *(f'CMC@{k}' for k in self.topk)]
-        metrics = {name: 100 * plain[name] for name in names}
-        if self.rerank is not None:
-            distances = k_reciprocal_rerank(
-                *features,
-                **self.rerank,
-                metric=self.metric,
-                max_memory_mb=self.max_memory_mb,
-                progress=True,
-            )
-            reranked = evaluate_distances(distances, **labels, return_per_query=True, **common)
-            metrics.update({f'rerank_{name}': 100 * reranked[name] for name in names})
+            save_feature_sets(self.out_file, query, gallery)
+        own = _find_self(query, query_positions, gallery, gallery_positions)
+        evaluation = evaluate_feature_sets(query, gallery, self.options, own)
+        self._report(query, gallery, evaluation)
         if self.num_ranked:
-            options = {'k': self.num_ranked, 'drop_junk': True}
-            options['max_memory_mb'] = self.max_memory_mb
-            if distances is None:
-                lists = topk_ranking(*features, **labels, metric=self.metric, **options)
-            else:
-                lists = topk_distances(distances, **labels, **options)
-            scored = plain if distances is None else reranked
-            self.ranking = Ranking(lists, query, gallery, scored['AP'])
-        return metrics
+            lists, average_precision = evaluation.ranking_lists(self.num_ranked)
+            self.ranking = Ranking(
+                lists,
+                _labels(query, query_positions),
+                _labels(gallery, gallery_positions),
+                average_precision,
+            )
+        return {name: 100 * value for name, value in evaluation.metrics.items()}
 
-    def _report(self, query: dict, gallery: dict, num_valid: int, cross_camera: bool) -> None:
+    def _report(self, query: FeatureSet, gallery: FeatureSet, evaluation: Evaluation) -> None:
         """Log what was evaluated: a wrong protocol shows here first."""
         logger = MMLogger.get_current_instance()
-        protocol = 'cross-camera' if cross_camera else 'no camera ids, only the query left out'
         logger.info(
-            f'{len(query["ids"])} queries of {len(set(query["ids"]))} identities, '
-            f'{len(gallery["ids"])} gallery images of {len(set(gallery["ids"]))} identities; '
-            f'protocol: {protocol}'
+            f'{len(query)} queries of {len(set(query.ids))} identities, {len(gallery)} gallery '
+            f'images of {len(set(gallery.ids))} identities; protocol: {evaluation.protocol}'
         )
-        skipped = len(query['ids']) - num_valid
+        skipped = len(evaluation.query) - evaluation.num_valid_queries
         if skipped:
             logger.warning(f'{skipped} queries have no positive in the gallery and are left out')
 
@@ -225,8 +208,8 @@ def _missing(key: str, name: str) -> str:
     return f'{name} has no entry {key!r}: {remedy}'
 
 
-def _select(results: list[dict], subset: str) -> dict[str, np.ndarray]:
-    """Features and labels of the query or the gallery."""
+def _select(results: list[dict], subset: str) -> tuple[FeatureSet, np.ndarray]:
+    """Features and labels of the query or the gallery, and their positions in the test set."""
     positions = [i for i, x in enumerate(results) if x['subset'] in (subset, 'both')]
     chosen = [results[i] for i in positions]
     if not chosen:
@@ -238,51 +221,34 @@ def _select(results: list[dict], subset: str) -> dict[str, np.ndarray]:
     dims = sorted({x['feature'].shape for x in chosen})
     if len(dims) > 1:
         raise ValueError(f'features of the {subset} differ in shape: {dims}')
-    return {
-        'features': np.stack([x['feature'] for x in chosen]),
-        'ids': np.array([x['identity'] for x in chosen]),
-        'cameras': np.array([x['camera_id'] for x in chosen]),
-        'paths': np.array([x['img_path'] for x in chosen]),
-        'positions': np.array(positions),
-    }
+    selected = FeatureSet(
+        np.stack([x['feature'] for x in chosen]),
+        np.array([x['identity'] for x in chosen]),
+        np.array([x['camera_id'] for x in chosen]),
+        np.array([x['img_path'] for x in chosen]),
+    )
+    return selected, np.array(positions)
 
 
-def _find_self(query: dict, gallery: dict) -> np.ndarray:
+def _find_self(
+    query: FeatureSet,
+    query_positions: np.ndarray,
+    gallery: FeatureSet,
+    gallery_positions: np.ndarray,
+) -> np.ndarray:
     """Where a query image lies in the gallery, -1 if it doesn't.
 
     The same sample (subset ``'both'``), or a sample of the same path and identity.
     """
-    by_position = {int(p): i for i, p in enumerate(gallery['positions'])}
-    by_path = {
-        (path, identity): i
-        for i, (path, identity) in enumerate(zip(gallery['paths'], gallery['ids']))
-        if path
+    by_position = {int(position): i for i, position in enumerate(gallery_positions)}
+    same_sample = np.array([by_position.get(int(position), -1) for position in query_positions])
+    return np.where(same_sample >= 0, same_sample, find_same_images(query, gallery))
+
+
+def _labels(part: FeatureSet, positions: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        'ids': part.ids,
+        'cameras': part.cameras,
+        'paths': part.paths,
+        'positions': positions,
     }
-    return np.array(
-        [
-            by_position.get(int(position), by_path.get((path, identity), -1))
-            for position, path, identity in zip(query['positions'], query['paths'], query['ids'])
-        ]
-    )
-
-
-def _cameras_known(results: list[dict]) -> bool:
-    """Whether camera ids are known, for all samples or for none."""
-    unknown = [x for x in results if x['camera_id'] == -1]
-    if unknown and len(unknown) < len(results):
-        raise ValueError(
-            f'{len(unknown)} of {len(results)} images have no camera id (-1), the first is '
-            f'{unknown[0]["img_path"]!r}: give all images one for the cross-camera protocol, or '
-            'none for the plain one'
-        )
-    return not unknown
-
-
-def _save(out_file: Path, query: dict, gallery: dict) -> None:
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        f'{name}_{key}': part[key]
-        for name, part in (('query', query), ('gallery', gallery))
-        for key in ('features', 'ids', 'cameras', 'paths')
-    }
-    np.savez(out_file, **arrays)
