@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mmengine.optim import build_optim_wrapper
 
 from vitdown.engine.launch import load_config
 from vitdown.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1] / 'configs'
+FOLDERS = sorted(p.name for p in ROOT.iterdir() if p.name != '_base_')
 CONFIGS = sorted(p for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
 
 
@@ -25,30 +27,59 @@ def test_config_builds(path):
         assert tuple(steps['Resize']['scale'])[::-1] == tuple(size)
 
 
-def test_metafile_lists_every_config():
-    entries = yaml.safe_load((ROOT / 'reid/metafile.yml').read_text())['Models']
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_metafile_lists_every_config(folder):
+    metafile = yaml.safe_load((ROOT / folder / 'metafile.yml').read_text())
+    collections = {collection['Name']: collection for collection in metafile['Collections']}
+    for collection in collections.values():
+        assert collection['README'] == f'configs/{folder}/README.md'
+        assert (ROOT.parent / collection['README']).is_file()
+        assert (ROOT.parent / collection['Code']['URL']).is_file()
+    entries = metafile['Models']
     assert sorted(entry['Config'] for entry in entries) == [
-        f'configs/reid/{path.name}' for path in sorted((ROOT / 'reid').glob('*.py'))
+        f'configs/{folder}/{path.name}' for path in sorted((ROOT / folder).glob('*.py'))
     ]
     for entry in entries:
+        assert entry['In Collection'] in collections
+        assert entry['Name'] == Path(entry['Config']).stem
         with torch.device('meta'):
             model = MODELS.build(load_config(str(ROOT.parent / entry['Config'])).model)
         assert sum(p.numel() for p in model.parameters()) == entry['Metadata']['Parameters']
 
 
-def readme_options() -> list[str]:
-    """The Python snippets of the README that say what else a config can hold."""
-    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'reid/README.md').read_text(), re.S)
-    return [part for block in blocks for part in re.split(r'\n(?=# )', block.strip())]
+def readme_options() -> list[tuple[str, str]]:
+    """The Python snippets of the READMEs that say what else a config can hold."""
+    options = []
+    for folder in FOLDERS:
+        text = (ROOT / folder / 'README.md').read_text()
+        for block in re.findall(r'```python\n(.*?)```', text, re.S):
+            options += [(folder, part) for part in re.split(r'\n(?=# )', block.strip())]
+    return options
 
 
-@pytest.mark.parametrize('snippet', readme_options())
-def test_options_in_the_readme_build(tmp_path, snippet):
-    base = ROOT / 'reid/vit-base_1xb64-120e_market1501-256x128.py'
+@pytest.mark.parametrize(('folder', 'snippet'), readme_options())
+def test_options_in_the_readme_build(tmp_path, folder, snippet):
+    base = next((ROOT / folder).glob('*vit-base_1xb64-120e_market1501-256x128.py'))
     config = tmp_path / 'config.py'
     config.write_text(f"_base_ = '{base}'\n{snippet}\n")
     MODELS.build(load_config(str(config)).model)
 
 
-def test_there_are_options_in_the_readme():
-    assert len(readme_options()) >= 5
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_there_are_options_in_the_readme(folder):
+    assert sum(name == folder for name, _ in readme_options()) >= 5
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'dcal').glob('*.py')), ids=lambda p: p.stem)
+def test_weights_of_the_losses_do_not_decay(path):
+    cfg = load_config(str(path))
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    (group,) = (
+        group
+        for group in wrapper.param_groups
+        if any(p is model.head.loss_weighting.log_vars for p in group['params'])
+    )
+    assert group['weight_decay'] == 0
+    assert group['lr'] == cfg.optim_wrapper.optimizer.lr
