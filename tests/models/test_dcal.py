@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from mmpretrain.structures import DataSample
 
+from vitdown.engine.complexity import get_flops
 from vitdown.models.layers import pairwise, select_top_r
 from vitdown.registry import MODELS
 
@@ -282,3 +283,69 @@ def test_wrong_settings_are_refused(head, message):
 def test_a_batch_of_one_has_no_partner():
     with pytest.raises(ValueError, match='at least 2 images in a batch, got 1'):
         build()(*batch(1), mode='loss')
+
+
+@pytest.mark.parametrize(
+    ('arch', 'size', 'backbone', 'class_token', 'local_rows', 'params'),
+    [
+        ('deit-tiny', (256, 128), 0.780, 0.010, 0.026, 0.445),
+        ('deit-small', (256, 128), 2.930, 0.040, 0.099, 1.775),
+        ('base', (256, 128), 11.339, 0.158, 0.390, 7.089),
+        ('base', (256, 256), 23.197, 0.309, 0.788, 7.089),
+    ],
+)
+def test_cost(arch, size, backbone, class_token, local_rows, params):
+    """Multiply-adds (G) and parameters (M) that follow from the sizes, for 1 and 1 + R rows."""
+    with torch.device('meta'):
+        vit = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=size))
+        head = MODELS.build(dict(type='DCALHead', num_classes=4, in_channels=vit.embed_dims))
+        num_patches = vit.patch_resolution[0] * vit.patch_resolution[1]
+        idx = torch.zeros(1, int(0.3 * num_patches), dtype=torch.long)
+        tokens = (1 + num_patches, vit.embed_dims)
+    assert get_flops(vit, (3, *size)).macs / 1e9 == pytest.approx(backbone, abs=5e-4)
+    block = head.glca.block
+    assert get_flops(block, (1, 1, *tokens), lambda x: block(x[0])).macs / 1e9 == pytest.approx(
+        class_token, abs=5e-4
+    )
+    with_rows = get_flops(block, (1, 1, *tokens), lambda x: block(x[0], idx))
+    assert with_rows.macs / 1e9 == pytest.approx(local_rows, abs=5e-4)
+    assert sum(p.numel() for p in head.glca.parameters()) / 1e6 == pytest.approx(params, abs=5e-4)
+
+
+@pytest.mark.parametrize('pool', ['cls', 'mean'])
+def test_mixed_precision(pool):
+    model = build(dict(glca=dict(pool=pool)))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model(*batch(), mode='loss')
+    assert losses['loss'].dtype == torch.float32
+    exact = build(dict(glca=dict(pool=pool)))
+    torch.manual_seed(1)
+    torch.testing.assert_close(
+        losses['glca_id'].float(),
+        exact(*batch(), mode='loss')['glca_id'],
+        rtol=0.05,
+        atol=0.05,
+    )
+    losses['loss'].backward()
+
+
+def test_it_learns():
+    """A few steps on fixed images: losses fall, weights follow them, a partner makes it harder."""
+    model = build(dict(glca=dict(pool='mean')))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    images, samples = batch()
+    history = []
+    for _ in range(40):
+        losses = model(images, samples, mode='loss')
+        optimizer.zero_grad()
+        losses['loss'].backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    first, last = history[0], history[-1]
+    assert last['loss'] < 0.5 * first['loss']
+    for branch in ('sa', 'glca', 'pwca'):
+        assert first[f'{branch}_log_var'] == 0
+        assert last[f'{branch}_id'] < 0.6 * first[f'{branch}_id'], branch
+    assert last['sa_log_var'] < 0
+    assert last['glca_log_var'] < 0
+    assert last['pwca_accuracy'] <= last['sa_accuracy'] == 1

@@ -63,7 +63,7 @@ class UncertaintyWeightedLoss(nn.Module):
             if self.w_min is not None:
                 w = self._bounded(w, values)
             total = 0.5 * ((-w).exp() * values + w).sum()
-        return total, dict(zip(names, w.detach()))
+        return total, dict(zip(names, w.detach().clone()))
 
     def _bounded(self, w: Tensor, losses: Tensor) -> Tensor:
         """``w`` or its bound; below it, gradients pass only if they lift ``w`` again."""
