@@ -86,10 +86,10 @@ def save_picture(picture: Image.Image, out_dir: str | os.PathLike, name: str) ->
         picture: What to save.
         out_dir: The folder.
         name: Any text, e.g. the path of the query; only its last part is used, without characters
-            that file systems reject.
+            that file systems reject. A picture of that name is replaced.
 
     Returns:
-        The file. Its name gets a number if another picture has it already.
+        The file.
     """
     stem = Path(name.replace('\\', '/')).stem
     stem = ''.join(c if c.isalnum() or c in '._-' else '_' for c in stem)
@@ -98,10 +98,7 @@ def save_picture(picture: Image.Image, out_dir: str | os.PathLike, name: str) ->
     stem = stem.strip('.') or 'query'
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    path, number = out_dir / f'{stem}.png', 1
-    while path.exists():
-        number += 1
-        path = out_dir / f'{stem}_{number}.png'
+    path = out_dir / f'{stem}.png'
     picture.save(path)
     return path
 

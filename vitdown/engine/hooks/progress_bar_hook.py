@@ -56,7 +56,8 @@ class ProgressBarHook(Hook):
         if self._bar is None or not self._bar.disable:
             return
         if done % self._step == 0 or done == runner.max_epochs:
-            print(f'Training: epoch {done} of {runner.max_epochs}, {self._losses(runner)}', flush=True)
+            text = f'Training: epoch {done} of {runner.max_epochs}, {self._losses(runner)}'
+            print(text, flush=True)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         if self._bar is None or not metrics:

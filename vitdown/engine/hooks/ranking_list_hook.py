@@ -21,7 +21,8 @@ class RankingListHook(Hook):
     the re-ranked lists are shown.
 
     Args:
-        out_dir (str): Folder for the pictures, named after the query images.
+        out_dir (str): Folder for the pictures, named after the query images;
+            those of an earlier test are replaced.
         k (int): Length of the lists. Defaults to 10.
         max_queries (int): At most so many pictures, spread evenly over the queries.
         size (tuple[int, int]): ``(H, W)`` of each image in the pictures.
@@ -74,7 +75,9 @@ class RankingListHook(Hook):
                 ],
                 self.size,
             )
-            save_picture(picture, self.out_dir, ranking.query['paths'][query])
+            # Numbered: queries of different folders may share a name.
+            name = Path(ranking.query['paths'][query]).name
+            save_picture(picture, self.out_dir, f'{query:05d}_{name}')
         return len(chosen)
 
     @staticmethod
