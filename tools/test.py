@@ -1,6 +1,7 @@
 """Evaluate a model.
 
-python tools/test.py CONFIG CHECKPOINT [--rerank] [--tta] [--show-dir DIR] [--out FILE]
+python tools/test.py CONFIG CHECKPOINT [--rerank] [--query-expansion [K]] [--tta]
+    [--show-dir DIR] [--out FILE]
 """
 
 import argparse
@@ -27,6 +28,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of the config, .pth or .safetensors')
     parser.add_argument(
         '--rerank', action='store_true', help='k-reciprocal re-ranking (k1=20, k2=6, lambda=0.3)'
+    )
+    parser.add_argument(
+        '--query-expansion',
+        type=int,
+        nargs='?',
+        const=10,
+        metavar='K',
+        help='average each query with its K nearest gallery images (default: 10)',
     )
     parser.add_argument(
         '--tta', action='store_true', help='average the features of the image and its mirror'
@@ -56,6 +65,12 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         apply_tta(cfg)
     if args.rerank:
         reid_metric(cfg, '--rerank').rerank = True
+    if args.query_expansion is not None:
+        metric = reid_metric(cfg, '--query-expansion')
+        options = metric.get('query_expansion')
+        metric.query_expansion = dict(
+            options if isinstance(options, dict) else {}, k=args.query_expansion
+        )
     if args.out:
         if args.out.endswith('.npz'):
             reid_metric(cfg, '--out FILE.npz').out_file = args.out

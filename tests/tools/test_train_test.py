@@ -132,9 +132,9 @@ def test_evaluation_repeats_the_validation_of_training(trained, tiny_config):
 def test_options_of_evaluation(trained, tiny_config, tmp_path):
     metrics = evaluate(
         tiny_config, trained / 'epoch_4.pth', '--rerank', '--tta', '--show-dir', tmp_path,
-        '--show-max', '2',
+        '--show-max', '2', '--query-expansion', '3',
     )  # fmt: skip
-    assert {'reid/mAP', 'reid/rerank_mAP'} <= metrics.keys()
+    assert {'reid/mAP', 'reid/rerank_mAP', 'reid/qe_mAP'} <= metrics.keys()
     assert len(list(tmp_path.rglob('*.png'))) >= 2
 
 
