@@ -70,9 +70,12 @@ def test_there_are_options_in_the_readme(folder):
     assert sum(name == folder for name, _ in readme_options()) >= 5
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'dcal').glob('*.py')), ids=lambda p: p.stem)
-def test_weights_of_the_losses_do_not_decay(path):
-    cfg = load_config(str(path))
+@pytest.mark.parametrize(
+    'name',
+    ['dcal_deit-small_1xb64-120e_market1501-256x128', 'dcal_vit-mini_1xb64-40e_synthetic-128x64'],
+)
+def test_weights_of_the_losses_do_not_decay(name):
+    cfg = load_config(str(ROOT / f'dcal/{name}.py'))
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)

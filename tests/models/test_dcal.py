@@ -95,6 +95,25 @@ def test_images_of_a_swap_share_their_class_token_and_those_of_a_cycle_do_not():
     assert (torch.cdist(cycle, cycle) + torch.eye(4)).min() > 1e-4
 
 
+@pytest.mark.parametrize(('stream', 'reached'), [('sa', [2, 3]), ('pwca', [0, 1, 2, 3])])
+def test_an_image_reaches_the_images_before_it_in_the_cycle(stream, reached):
+    """One with the clean stream as partner; one a layer (three here) with the pair-wise stream."""
+    backbone = build().backbone
+    images, _ = batch(6)
+    partner = torch.tensor([1, 2, 3, 4, 5, 0])
+
+    def run(images):
+        return backbone.forward_tokens(images, partner=partner, partner_stream=stream)
+
+    changed = images.clone()
+    changed[3] = torch.randn(3, 32, 16)
+    before, after = run(images), run(changed)
+    rows = (after.pair_tokens != before.pair_tokens).flatten(1).any(dim=1)
+    assert rows.nonzero().flatten().tolist() == reached
+    rows = (after.tokens != before.tokens).flatten(1).any(dim=1)
+    assert rows.nonzero().flatten().tolist() == [3]
+
+
 def test_attention_factors_give_the_attention():
     backbone = build().backbone
     images, _ = batch(2)

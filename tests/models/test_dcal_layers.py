@@ -57,6 +57,13 @@ def test_rollout_takes_head_means_and_factors():
     assert attention_rollout_cls(half).dtype == torch.float32
 
 
+@pytest.mark.parametrize('function', [attention_rollout, attention_rollout_cls])
+def test_rollout_keeps_its_precision_under_autocast(function):
+    expected = function(attentions())
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(function(attentions()), expected)
+
+
 def test_rollout_depends_on_the_order_of_the_layers():
     attns = attentions()
     assert not torch.allclose(attention_rollout_cls(attns), attention_rollout_cls(attns[::-1]))

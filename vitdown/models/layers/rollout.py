@@ -27,13 +27,12 @@ def attention_rollout(attns: Sequence[Attention], residual: float = 0.5) -> Tens
         Tensor: ``(B, T, T)`` float32 (float64 for such input); rows sum to 1.
     """
     rollout = None
-    for attn in attns:
-        attn = _head_mean(attn)
-        identity = torch.eye(attn.shape[-1], dtype=attn.dtype, device=attn.device)
-        step = (1 - residual) * attn + residual * identity
-        rollout = step if rollout is None else step @ rollout
-    if rollout is None:
-        raise ValueError('Attention rollout needs the attention of at least one layer')
+    with _full_precision(attns):
+        for attn in attns:
+            attn = _head_mean(attn)
+            identity = torch.eye(attn.shape[-1], dtype=attn.dtype, device=attn.device)
+            step = (1 - residual) * attn + residual * identity
+            rollout = step if rollout is None else step @ rollout
     return rollout
 
 
@@ -52,27 +51,34 @@ def attention_rollout_cls(attns: Sequence[Attention], residual: float = 0.5) -> 
         Tensor: ``(B, T)``; sums to 1.
     """
     row = None
-    for attn in reversed(attns):
-        attn = _head_mean(attn)
-        if row is None:
-            row = attn.new_zeros(attn.shape[0], 1, attn.shape[-1])
-            row[..., 0] = 1
-        row = (1 - residual) * (row @ attn) + residual * row
-    if row is None:
-        raise ValueError('Attention rollout needs the attention of at least one layer')
+    with _full_precision(attns):
+        for attn in reversed(attns):
+            attn = _head_mean(attn)
+            if row is None:
+                row = attn.new_zeros(attn.shape[0], 1, attn.shape[-1])
+                row[..., 0] = 1
+            row = (1 - residual) * (row @ attn) + residual * row
     return row[:, 0]
+
+
+def _full_precision(attns: Sequence[Attention]) -> torch.autocast:
+    """No autocast: products over many layers in half precision would change the ranking."""
+    if not len(attns):
+        raise ValueError('Attention rollout needs the attention of at least one layer')
+    first = attns[0][0] if isinstance(attns[0], tuple) else attns[0]
+    return torch.autocast(first.device.type, enabled=False)
 
 
 def _head_mean(attn: Attention) -> Tensor:
     if isinstance(attn, tuple):
-        query, key = attn
-        attn = (query @ key.transpose(-2, -1)).softmax(dim=-1, dtype=_at_least_float32(query))
-    attn = attn.to(_at_least_float32(attn))
+        query, key = (_at_least_float32(part) for part in attn)
+        attn = (query @ key.transpose(-2, -1)).softmax(dim=-1)
+    attn = _at_least_float32(attn)
     return attn.mean(dim=1) if attn.ndim == 4 else attn
 
 
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def select_top_r(scores: Tensor, ratio: float) -> Tensor:
