@@ -8,7 +8,6 @@ torn one.
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from numpy import dtype, ndarray
 from numpy.dtypes import Float32DType, Float64DType, Int64DType
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vitdown.files import write_atomically
 
 try:
     from numpy._core.multiarray import _reconstruct, scalar
@@ -44,6 +45,17 @@ _SAFE_TYPES = [
     _reconstruct,
     scalar,
     (_method_of_history_buffer, 'builtins.getattr'),
+]
+
+
+__all__ = [
+    'CheckpointError',
+    'check_fit',
+    'drop_unloadable',
+    'find_resumable_checkpoint',
+    'load_checkpoint_file',
+    'unwrap_state_dict',
+    'write_atomically',
 ]
 
 
@@ -197,33 +209,6 @@ def drop_unloadable(
     for key in dropped:
         del state_dict[key]
     return dropped
-
-
-def write_atomically(content: bytes, path: str | os.PathLike) -> None:
-    """Write a file that is either complete or not there: temporary file, fsync, rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent
-    )
-    try:
-        with os.fdopen(descriptor, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a checkpoint gets the permissions any new file would.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def find_resumable_checkpoint(work_dir: str | os.PathLike) -> str | None:
