@@ -190,6 +190,9 @@ def build_model(config: dict, w: Tensor) -> torch.nn.ModuleDict:
             ),
         )
     )
+    for neck in module['head'].necks.values():
+        if head['task'] == 'reid':
+            neck.bn.eps = head['bn_eps']
     assert glca['num_blocks'] == 1
     assert config['pwca']['num_blocks'] == module['backbone'].num_layers
     assert list(module['head'].loss_weighting.tasks) == config['loss_weighting']['order_of_w']
