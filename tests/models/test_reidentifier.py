@@ -71,6 +71,13 @@ def test_feature_after_the_batch_norm():
     torch.testing.assert_close(model(images), model.head.bnneck.bn(before))
 
 
+@pytest.mark.parametrize('head', [BNNECK, JPM], ids=lambda head: head['type'])
+def test_classifiers_start_small(head):
+    for name, parameter in build(head=head).named_parameters():
+        if 'classifier' in name:
+            assert parameter.std().item() == pytest.approx(0.001, rel=0.5), name
+
+
 def test_jpm_local_branch_starts_as_the_last_layer():
     model = build(head=JPM)
     for ours, theirs in zip(

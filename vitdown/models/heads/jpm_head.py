@@ -1,7 +1,7 @@
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.utils import build_norm_layer
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitdown.registry import MODELS
 
@@ -86,7 +86,7 @@ class JPMHead(ReIDHead):
             in_channels, num_heads, feedforward_channels, norm_cfg=norm_cfg, **(layer_cfg or {})
         )
         self.local_norm = build_norm_layer(norm_cfg, in_channels)
-        self.bnnecks = nn.ModuleList(self._build_bnneck() for _ in range(1 + num_groups))
+        self.bnnecks = ModuleList(self._build_bnneck() for _ in range(1 + num_groups))
 
     def init_from_backbone(self, backbone: BaseModule) -> None:
         """Copy the backbone's last layer and final norm into the local branch."""
