@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -35,14 +34,17 @@ def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
         process = subprocess.Popen(
             [sys.executable, '-c', WRITER, str(path)], stdout=subprocess.PIPE, text=True
         )
-        assert any(line.strip() == 'ready' for line in process.stdout)
-        while not path.exists():
-            assert process.poll() is None
-        moment = time.perf_counter() + delay
-        while time.perf_counter() < moment:
-            pass
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            assert any(line.strip() == 'ready' for line in process.stdout)
+            while not path.exists():
+                assert process.poll() is None
+            moment = time.perf_counter() + delay
+            while time.perf_counter() < moment:
+                pass
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
         weight = load_checkpoint_file(path)['state_dict']['w']
         assert weight.unique().numel() == 1
         assert find_resumable_checkpoint(tmp_path) == str(path)
