@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 from mmengine.optim import build_optim_wrapper
+from mmengine.optim import build_optim_wrapper
 
 from vitdown.engine.launch import load_config
 from vitdown.registry import MODELS
@@ -86,3 +87,59 @@ def test_weights_of_the_losses_do_not_decay(name):
     )
     assert group['weight_decay'] == 0
     assert group['lr'] == cfg.optim_wrapper.optimizer.lr
+
+
+RECIPES = [p for p in CONFIGS if '1xb64-120e' in p.name and p.parent.name == 'reid']
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
+def test_recipe_of_transreid(path):
+    """Optimiser, batches, augmentation and schedule of the paper's baseline, as built."""
+    cfg = load_config(str(path))
+    model, dataset = path.stem.split('_')[0], path.stem.split('_')[2].split('-')[0]
+    with torch.device('meta'):
+        reid = MODELS.build(cfg.model)
+    optimizer = build_optim_wrapper(reid, cfg.optim_wrapper).optimizer
+    low = dataset == 'msmt17' and model in ('deit-small', 'vit-small')
+    lr = 0.005 if low else 0.008
+    names = {id(p): name for name, p in reid.named_parameters()}
+    assert type(optimizer) is torch.optim.SGD
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            expected = 2 * lr if 'bias' in names[id(parameter)] else lr
+            assert group['lr'] == pytest.approx(expected), names[id(parameter)]
+        assert (group['momentum'], group['weight_decay']) == (0.9, 1e-4)
+        assert not group['nesterov']
+    assert cfg.train_cfg.max_epochs == 120
+    assert cfg.param_scheduler.warmup_epochs == 5
+    assert (cfg.param_scheduler.warmup_start_ratio, cfg.param_scheduler.min_lr_ratio) == (
+        0.01,
+        0.002,
+    )
+
+    train = cfg.train_dataloader
+    assert train.batch_size == 64
+    assert (train.sampler.num_identities, train.sampler.num_instances) == (16, 4)
+    steps = {step['type']: step for step in train.dataset.pipeline}
+    assert steps['Resize']['interpolation'] == 'bicubic'
+    assert steps['RandomFlip']['prob'] == 0.5
+    assert steps['mmpretrain.RandomCrop']['padding'] == 10
+    assert steps['PixelRandomErasing']['erase_prob'] == (0.5 if model == 'vit-base' else 0.8)
+    test = {step['type']: step for step in cfg.test_dataloader.dataset.pipeline}
+    assert test['Resize']['interpolation'] == 'bilinear'
+    assert test['Resize']['backend'] == 'pillow'
+
+    assert cfg.model.head.neck_feat == 'before'
+    assert cfg.model.head.loss_metric.margin is None
+    assert cfg.model.backbone.drop_path_rate == 0.1
+    assert list(cfg.model.data_preprocessor.mean) == [127.5] * 3
+
+
+def test_documents_link_to_what_exists():
+    root = ROOT.parent
+    for path in [root / 'README.md', *root.glob('docs/*.md'), *root.glob('benchmarks/*.md'),
+                 *root.glob('configs/*/README.md')]:  # fmt: skip
+        text = path.read_text()
+        for target in re.findall(r'\]\((?!https?:)([^)#]+)', text):
+            assert (path.parent / target).exists(), f'{path}: {target}'
+        assert not re.search(r'\b[A-Z]+_(TABLE|NOTE)\b', text), f'{path}: placeholder'

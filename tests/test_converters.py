@@ -70,8 +70,6 @@ def test_distilled_deit_loses_its_distillation_token():
 @pytest.mark.parametrize('head', ['BNNeckHead', 'JPMHead'])
 def test_transreid_round_trip(head):
     cfg = dict(type=head, num_classes=5, in_channels=24)
-    if head == 'JPMHead':
-        cfg.update(num_heads=3, feedforward_channels=96)
     model = MODELS.build(
         dict(
             type='ReIdentifier',
@@ -127,6 +125,13 @@ def test_pretrained_weights_of_another_model_are_refused(tmp_path):
     torch.save(timm_vit(depth=1).state_dict(), path)
     model = tiny_vit(init_cfg=dict(type='Pretrained', checkpoint=str(path), source='timm'))
     with pytest.raises(CheckpointError, match='does not fit VisionTransformer: missing: layers.1'):
+        model.init_weights()
+
+
+def test_weights_that_cannot_be_downloaded():
+    url = 'http://127.0.0.1:9/weights.pth'
+    model = tiny_vit(init_cfg=dict(type='Pretrained', checkpoint=url, source='timm'))
+    with pytest.raises(CheckpointError, match=r'Cannot download .*init_cfg\.checkpoint=FILE'):
         model.init_weights()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from vitdown.engine.launch import build_runner, evaluate, load_config, run_tool
+from vitdown.engine.launch import ConfigError, build_runner, evaluate, load_config, run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs/reid/vit-mini_1xb64-40e_synthetic-128x64.py'
@@ -36,7 +36,9 @@ def configure(args: argparse.Namespace) -> Config:
     cfg.log_level = 'ERROR'
     cfg.randomness.seed = args.seed
     cfg.default_hooks.checkpoint.update(interval=10, max_keep_ckpts=1)
-    if args.epochs:
+    if args.epochs is not None:
+        if args.epochs < 1:
+            raise ConfigError(f'--epochs must be at least 1, got {args.epochs}')
         cfg.train_cfg.max_epochs = args.epochs
         cfg.param_scheduler.warmup_epochs = min(cfg.param_scheduler.warmup_epochs, args.epochs - 1)
     cfg.train_cfg.val_interval = max(1, cfg.train_cfg.max_epochs // 2)

@@ -16,8 +16,6 @@ JPM = dict(
     type='JPMHead',
     num_classes=4,
     in_channels=24,
-    num_heads=3,
-    feedforward_channels=48,
     num_groups=2,
 )
 
@@ -69,6 +67,20 @@ def test_feature_after_the_batch_norm():
     model.head.bnneck.bn.running_mean.fill_(1.0)
     before = model.extract_feat(images := torch.rand(2, 3, 32, 16))
     torch.testing.assert_close(model(images), model.head.bnneck.bn(before))
+
+
+def test_jpm_local_branch_has_the_shape_of_the_last_layer():
+    backbone = dict(**VIT, drop_path_rate=0.4, qkv_bias=False)
+    local = build(backbone, JPM).head.local_layer
+    assert local.attn.qkv.bias is None
+    assert local.attn.out_drop.drop_prob == pytest.approx(0.4)
+    with pytest.raises(ValueError, match='class token'):
+        build(dict(**VIT, with_cls_token=False, out_type='raw'), JPM)
+
+
+def test_width_of_the_head_is_checked():
+    with pytest.raises(ValueError, match=r'set model\.head\.in_channels=24'):
+        build(head=dict(**{**BNNECK, 'in_channels': 30}))
 
 
 @pytest.mark.parametrize('head', [BNNECK, JPM], ids=lambda head: head['type'])

@@ -181,6 +181,10 @@ def test_sie_refuses_unknown_cameras(kwargs, message):
         model(torch.rand(2, 3, 32, 16), **kwargs)
 
 
+def test_sie_weighs_three_by_default():
+    assert tiny_vit(sie=dict(num_cameras=2)).sie.coefficient == 3.0
+
+
 def test_sie_of_one_camera_works():
     model = tiny_vit(sie=dict(num_cameras=1))
     assert model(torch.rand(1, 3, 32, 16), camera_ids=[0])[-1].shape == (1, 24)

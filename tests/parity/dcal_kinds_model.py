@@ -163,17 +163,13 @@ def check_bnneck(golden: GoldenFile) -> None:
 
 
 def check_jpm(golden: GoldenFile) -> None:
-    backbone, jpm = golden.config['backbone'], golden.config['jpm']
+    jpm = golden.config['jpm']
     head = dict(
         type='JPMHead',
-        num_heads=backbone['num_heads'],
-        feedforward_channels=int(backbone['embed_dims'] * backbone['mlp_ratio']),
         num_groups=jpm['divide_length'],
         shift=jpm['shift_num'],
         shuffle_groups=jpm['shuffle_groups'],
         rearrange=jpm['rearrange'],
-        layer_cfg=dict(qkv_bias=backbone['qkv_bias'], qk_scale=backbone['qk_scale']),
-        norm_cfg=dict(type='LN', eps=backbone['norm_eps']),
     )
     check_reid_model(golden, head)
 

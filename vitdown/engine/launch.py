@@ -30,8 +30,8 @@ def add_config_arguments(parser: ArgumentParser) -> None:
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='override entries of the config, e.g. train_dataloader.batch_size=32 '
-        'model.backbone.arch=deit-tiny randomness.seed=1; lists as key="[a,b]"',
+        help='override entries of the config, e.g. train_cfg.max_epochs=60 '
+        'model.backbone.drop_path_rate=0.2 randomness.seed=1; lists as key="[a,b]"',
     )
 
 

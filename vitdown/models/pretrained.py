@@ -2,7 +2,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 
-from vitdown.checkpoint import check_fit, load_checkpoint_file, unwrap_state_dict
+from vitdown.checkpoint import CheckpointError, check_fit, load_checkpoint_file, unwrap_state_dict
 from vitdown.converters import convert_state_dict
 
 
@@ -28,9 +28,16 @@ def load_pretrained(
         CheckpointError: If weights are missing, unexpected or of another shape.
     """
     if checkpoint.startswith(('http://', 'https://')):
-        content = torch.hub.load_state_dict_from_url(
-            checkpoint, map_location=map_location, weights_only=True
-        )
+        try:
+            content = torch.hub.load_state_dict_from_url(
+                checkpoint, map_location=map_location, weights_only=True
+            )
+        except OSError as error:
+            raise CheckpointError(
+                f'Cannot download {checkpoint} ({error}). Download it elsewhere and set '
+                'model.backbone.init_cfg.checkpoint=FILE, or train from scratch with '
+                'model.backbone.init_cfg=None'
+            ) from None
     else:
         content = load_checkpoint_file(checkpoint, map_location)
     state_dict = unwrap_state_dict(content)

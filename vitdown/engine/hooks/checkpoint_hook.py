@@ -62,6 +62,10 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        if runner.rank == 0:
+            # Left behind by a run that was killed while it saved
+            for path in Path(self.out_dir).glob('.*.pth.*.tmp'):
+                path.unlink()
         self.file_backend = _DeferredRemoval(self.file_backend)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:

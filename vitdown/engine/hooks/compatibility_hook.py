@@ -1,22 +1,27 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
+from vitdown.datasets import IdentitySampler
 from vitdown.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CompatibilityHook(Hook):
-    """Check before training that the model fits the dataset.
+    """Check before training that model, dataset and data loader fit one another.
 
     Compares the identities and cameras of the training set with the classifier and the side
-    information of the model, where both say how many they have.
+    information of the model, where both say how many they have, and the batch size with the
+    identities and images that the sampler puts into a batch.
 
     Raises:
-        ValueError: If the dataset has more identities or cameras than the model.
+        ValueError: If the dataset has more identities or cameras than the model, or a batch is not
+            what the sampler draws.
     """
 
     def before_train(self, runner: Runner) -> None:
         model = getattr(runner.model, 'module', runner.model)
+        self._check_batch_size(runner.train_dataloader)
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', {})
         head = getattr(model, 'head', None)
         sie = getattr(getattr(model, 'backbone', None), 'sie', None)
@@ -31,6 +36,20 @@ class CompatibilityHook(Hook):
                 sie,
                 'num_cameras',
                 'model.backbone.sie',
+            )
+
+    @staticmethod
+    def _check_batch_size(loader: DataLoader) -> None:
+        sampler = loader.sampler
+        if not isinstance(sampler, IdentitySampler):
+            return
+        drawn = sampler.num_identities * sampler.num_instances
+        if loader.batch_size != drawn:
+            raise ValueError(
+                f'train_dataloader.batch_size is {loader.batch_size}, but the sampler draws '
+                f'{sampler.num_identities} identities x {sampler.num_instances} images = {drawn}; '
+                'set train_dataloader.batch_size and train_dataloader.sampler.num_identities '
+                'together'
             )
 
     @staticmethod

@@ -73,6 +73,9 @@ class ReIDHead(BaseModule):
         if self.loss_id is None and not self.loss_metric:
             raise ValueError('The head has neither loss_id nor loss_metric')
 
+    def attach(self, backbone: BaseModule) -> None:
+        """Called once when the model is built, for heads that are made after the backbone."""
+
     def token_options(self, labels: Tensor | None = None) -> dict:
         """What a head that works on tokens wants of ``backbone.forward_tokens`` this time.
 

@@ -1,11 +1,11 @@
+import copy
+
 import torch
 from mmengine.model import BaseModule, ModuleList
-from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor
 
 from vitdown.registry import MODELS
 
-from ..layers import TransformerEncoderLayer
 from .bnneck_head import ReIDHead
 
 
@@ -44,20 +44,17 @@ class JPMHead(ReIDHead):
     TransReID (arXiv 2102.04378, Sec. 3.2). The global branch is the backbone's own last layer and
     norm; the local branch is a second last layer and norm, a copy of the backbone's when training
     starts, that runs over the class token and each group of shuffled patches. Every feature has a
-    BNNeck of its own. The loss is half the global one and half the mean of the local ones; the
+    BNNeck of its own. Both come with :meth:`attach`, which ``ReIdentifier`` calls. The loss is
+    half the global one and half the mean of the local ones; the
     test feature concatenates the global one and the local ones divided by their number.
 
     Args:
         num_classes (int): Number of training identities.
         in_channels (int): Width D of the tokens.
-        num_heads (int): Attention heads of the local layer, as the backbone's.
-        feedforward_channels (int): MLP width of the local layer, as the backbone's.
         num_groups (int): Number of local features. Defaults to 4.
         shift (int): See :func:`jigsaw_order`. Defaults to 5.
         shuffle_groups (int): See :func:`jigsaw_order`. Defaults to 2.
         rearrange (bool): Whether to shuffle at all. Defaults to True.
-        layer_cfg (dict, optional): More arguments of the local ``TransformerEncoderLayer``.
-        norm_cfg (dict): Norm of the local branch. Defaults to LayerNorm with eps 1e-6.
         **kwargs: Other arguments of :class:`ReIDHead`.
     """
 
@@ -67,14 +64,10 @@ class JPMHead(ReIDHead):
         self,
         num_classes: int,
         in_channels: int,
-        num_heads: int,
-        feedforward_channels: int,
         num_groups: int = 4,
         shift: int = 5,
         shuffle_groups: int = 2,
         rearrange: bool = True,
-        layer_cfg: dict | None = None,
-        norm_cfg: dict = dict(type='LN', eps=1e-6),
         **kwargs,
     ) -> None:
         super().__init__(num_classes, in_channels, **kwargs)
@@ -82,14 +75,21 @@ class JPMHead(ReIDHead):
         self.shift = shift
         self.shuffle_groups = shuffle_groups
         self.rearrange = rearrange
-        self.local_layer = TransformerEncoderLayer(
-            in_channels, num_heads, feedforward_channels, norm_cfg=norm_cfg, **(layer_cfg or {})
-        )
-        self.local_norm = build_norm_layer(norm_cfg, in_channels)
         self.bnnecks = ModuleList(self._build_bnneck() for _ in range(1 + num_groups))
 
+    def attach(self, backbone: BaseModule) -> None:
+        """Make the local branch: copies of the backbone's last layer and final norm.
+
+        Raises:
+            ValueError: If the backbone has no class token or no final norm.
+        """
+        if backbone.cls_token is None or not backbone.final_norm:
+            raise ValueError('JPMHead needs a backbone with class token and final norm')
+        self.local_layer = copy.deepcopy(backbone.layers[-1])
+        self.local_norm = copy.deepcopy(backbone.ln1)
+
     def init_from_backbone(self, backbone: BaseModule) -> None:
-        """Copy the backbone's last layer and final norm into the local branch."""
+        """Copy the weights of the backbone's last layer and final norm."""
         self.local_layer.load_state_dict(backbone.layers[-1].state_dict())
         self.local_norm.load_state_dict(backbone.ln1.state_dict())
 

@@ -50,6 +50,13 @@ class ReIdentifier(BaseModel):
                 )
             if neck:
                 raise TypeError(f'{type(self.head).__name__} works on tokens and takes no neck')
+        width = getattr(self.backbone, 'embed_dims', None)
+        if neck is None and isinstance(width, int) and width != self.head.in_channels:
+            raise ValueError(
+                f"head.in_channels is {self.head.in_channels}, the backbone's features have "
+                f'{width} channels; set model.head.in_channels={width}'
+            )
+        self.head.attach(self.backbone)
         self._has_sie = getattr(self.backbone, 'sie', None) is not None
 
     def init_weights(self) -> None:
