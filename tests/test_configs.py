@@ -5,7 +5,6 @@ import pytest
 import torch
 import yaml
 from mmengine.optim import build_optim_wrapper
-from mmengine.optim import build_optim_wrapper
 
 from vitdown.engine.launch import load_config
 from vitdown.registry import MODELS
