@@ -194,6 +194,7 @@ def error_of(*args) -> str:
         (['model.head.num_classes=3'], 'set model.head.num_classes=6'),
         (['train_dataloader.sampler.num_identities=50'], 'the dataset has 6'),
         (['train_dataloader.batch_size=6'], '4 identities x 2 images = 8'),
+        (['model.backbone.patch_size=64'], 'smaller than patch_size 64'),
         (['model.head.in_channels=30'], 'set model.head.in_channels=24'),
         (['param_scheduler.warmup_epochs=9'], 'warmup_epochs=9 must be below the 4 epochs'),
     ],
@@ -226,6 +227,19 @@ def test_corrupt_image_is_named(market_root, tiny_config, tmp_path):
         assert "corrupt='skip'" in message
     result = run_tool(*args, 'train_dataloader.dataset.corrupt=skip')
     assert victims[0].name in result.stdout + result.stderr
+
+
+def test_mistakes_in_the_arguments(tiny_config, tmp_path):
+    (tmp_path / 'file').touch()
+    for args, message in (
+        (['--cfg-options', 'foo'], "takes KEY=VALUE, got 'foo'"),
+        (['--work-dir', tmp_path / 'file'], 'file is a file; name a folder'),
+        (['--launcher', 'pytorch'], 'use tools/dist_train.sh'),
+    ):
+        result = run_tool('tools/train.py', tiny_config, *args, check=False)
+        assert result.returncode == 2
+        assert 'Traceback' not in result.stderr
+        assert message in result.stderr
 
 
 def test_missing_and_broken_config(tmp_path):

@@ -25,6 +25,8 @@ def main() -> None:
     shape = args.shape or getattr(model.backbone, 'img_size', None)
     if shape is None:
         raise ConfigError('The backbone does not say its input size; give --shape HEIGHT WIDTH')
+    if len(shape) > 2 or min(shape) < 1:
+        raise ConfigError(f'--shape takes one or two positive numbers, got {shape}')
     height, width = shape if len(shape) == 2 else (shape[0], shape[0])
     cost = get_flops(model, (3, height, width))
     for name, macs in cost.by_module.items():

@@ -24,6 +24,8 @@ def main() -> None:
         '--reverse', action='store_true', help="from vitdown's names to those of the other"
     )
     args = parser.parse_args()
+    if Path(args.output).suffix not in ('.pth', '.safetensors') or Path(args.output).is_dir():
+        raise ConfigError(f'The output {args.output} must be a .pth or .safetensors file')
     state_dict = unwrap_state_dict(load_checkpoint_file(args.input))
     try:
         convert = export_state_dict if args.reverse else convert_state_dict

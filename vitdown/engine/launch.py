@@ -21,6 +21,16 @@ class ConfigError(ValueError):
     """A config that can't be read or an override that fits nothing."""
 
 
+class _OverrideAction(DictAction):
+    """MMEngine's KEY=VALUE arguments, with an error for what is none."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} takes KEY=VALUE, got {wrong[0]!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def add_config_arguments(parser: ArgumentParser) -> None:
     """Arguments that every tool working on a config takes."""
     parser.add_argument('config', help='config file')
@@ -28,7 +38,7 @@ def add_config_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_OverrideAction,
         metavar='KEY=VALUE',
         help='override entries of the config, e.g. train_cfg.max_epochs=60 '
         'model.backbone.drop_path_rate=0.2 randomness.seed=1; lists as key="[a,b]"',
@@ -75,6 +85,8 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', Path(path).stem)
+    if Path(cfg.work_dir).is_file():
+        raise ConfigError(f'The work dir {cfg.work_dir} is a file; name a folder')
     init_default_scope(cfg.get('default_scope', 'vitdown'))
     return cfg
 
@@ -111,6 +123,11 @@ def build_runner(cfg: Config) -> Runner:
 
     Distributed runs work without GPUs too: with gloo instead of the config's backend.
     """
+    if cfg.get('launcher', 'none') == 'pytorch' and 'RANK' not in os.environ:
+        raise ConfigError(
+            '--launcher pytorch is for processes that torchrun starts; use tools/dist_train.sh or '
+            'tools/dist_test.sh'
+        )
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         # MMEngine's set-up of the torch launcher takes a GPU for granted.
         torch.distributed.init_process_group('gloo')

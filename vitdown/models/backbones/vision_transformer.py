@@ -7,6 +7,7 @@ import torch
 import torch.utils.checkpoint as cp
 from mmengine.model import ModuleList
 from mmengine.model.weight_init import trunc_normal_
+from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones import VisionTransformer as MMPretrainVisionTransformer
 from torch import Tensor, nn
 
@@ -129,6 +130,8 @@ class VisionTransformer(MMPretrainVisionTransformer):
             raise ValueError(
                 f'Unknown arch {arch!r}; choose from {sorted(self.arch_zoo)} or give a dict'
             )
+        if min(to_2tuple(img_size)) < patch_size:
+            raise ValueError(f'img_size {img_size} is smaller than patch_size {patch_size}')
         super().__init__(
             arch=arch,
             img_size=img_size,
