@@ -95,7 +95,11 @@ def check_count(value: int, name: str) -> None:
 
 def check_topk(topk: Sequence[int]) -> tuple[int, ...]:
     """Ranks as a tuple of integers; ValueError if they are anything else."""
-    if isinstance(topk, (str, int)) or not isinstance(topk, (Sequence, np.ndarray)) or not len(topk):
+    if (
+        isinstance(topk, (str, int))
+        or not isinstance(topk, (Sequence, np.ndarray))
+        or not len(topk)
+    ):
         raise ValueError(f'topk must be a sequence of ranks such as (1, 5, 10), not {topk!r}')
     for k in topk:
         check_count(k, 'topk: each rank')
