@@ -175,6 +175,10 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         print(f'error: {_message(error)}', file=sys.stderr)
         sys.exit(2)
+    finally:
+        # Gloo's threads abort a process that ends while its group is alive.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _message(error: Exception) -> str:
