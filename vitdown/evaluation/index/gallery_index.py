@@ -13,7 +13,7 @@ import torch
 
 from vitdown.evaluation.functional.inputs import METRICS, Features, as_features, check_finite
 
-from .backend import scan_rows, scans_exactly, search_rows, set_effort
+from .backend import build_index, scan_rows, scans_exactly, search_rows, set_effort
 from .metadata import Columns, Where, append_columns, as_columns, matching
 from .storage import GalleryFileError, load_gallery, save_gallery
 
@@ -73,7 +73,7 @@ class GalleryIndex:
             raise ValueError(f'dim and effort must be positive, not {dim} and {effort}')
         kind = faiss.METRIC_INNER_PRODUCT if metric == 'cosine' else faiss.METRIC_L2
         try:
-            self._index = faiss.index_factory(dim, factory, kind)
+            self._index = build_index(dim, factory, kind)
         except RuntimeError as error:
             raise ValueError(
                 f'FAISS refuses the factory string {factory!r} for {dim} dimensions and the '
