@@ -26,6 +26,7 @@ from .functional import (
 )
 from .functional.expansion import check_alpha
 from .functional.inputs import check_count, check_metric, check_rates, check_seed, check_topk
+from .functional.sharing import Group
 
 PROTOCOLS = ('auto', 'cross-camera', 'plain', 'single-gallery-shot', 'vehicleid')
 # Number of draws, where the gallery is drawn
@@ -140,6 +141,7 @@ class _Ranked:
     labels: dict[str, Any]
     options: EvaluationOptions
     distances: RerankedDistances | None = None
+    group: Group = None
 
     def _call(self, of_features, of_distances, **options):
         options.update(self.labels, max_memory_mb=self.options.max_memory_mb)
@@ -158,6 +160,7 @@ class _Ranked:
             topk=self.options.topk,
             return_per_query=True,
             progress=True,
+            group=self.group,
         )
 
 
@@ -166,6 +169,7 @@ def evaluate_feature_sets(
     gallery: FeatureSet,
     options: EvaluationOptions,
     self_index: np.ndarray | None = None,
+    group: Group = None,
 ) -> Evaluation:
     """Evaluate features by a protocol, and what is asked for beside it.
 
@@ -175,6 +179,8 @@ def evaluate_feature_sets(
         options: How to evaluate.
         self_index: (Q,) index of each query in the gallery, -1 for none; None to find images of the
             same path and identity.
+        group: A process group, all of whose processes make this call with the same arguments: each
+            ranks its share of the queries (drawn galleries are ranked by all), all return the same.
 
     Raises:
         ValueError: If cameras are needed and unknown, or known for some images only, and for what
@@ -187,7 +193,7 @@ def evaluate_feature_sets(
     if cross_camera:
         labels.update(query_cameras=query.cameras, gallery_cameras=gallery.cameras)
     features = [torch.from_numpy(x.features).to(options.device) for x in (query, gallery)]
-    ranked = _Ranked(features, labels, options)
+    ranked = _Ranked(features, labels, options, group=group)
     if options.is_drawn:
         return _evaluate_drawn(query, gallery, ranked)
 
@@ -197,13 +203,13 @@ def evaluate_feature_sets(
         expanded = query_expansion(
             *features, **_as_dict(options.query_expansion), **common, self_index=self_index
         )
-        ranked = _Ranked([expanded, features[1]], labels, options)
+        ranked = _Ranked([expanded, features[1]], labels, options, group=group)
         results['qe_'] = ranked.scores
     if options.rerank is not False:
         distances = k_reciprocal_rerank(
-            *features, **_as_dict(options.rerank), **common, progress=True
+            *features, **_as_dict(options.rerank), **common, progress=True, group=group
         )
-        ranked = _Ranked(features, labels, options, distances)
+        ranked = _Ranked(features, labels, options, distances, group)
         results['rerank_'] = ranked.scores
     metrics, per_query = {}, {}
     for prefix, result in results.items():

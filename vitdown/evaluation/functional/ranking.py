@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .counting import count_at_least, find_between
 from .inputs import Features, Labels, check_topk, rows_per_block
 from .protocol import RankingProtocol
+from .sharing import Group, gather_rows, share_of
 from .similarity import Distances, DistanceScores, FeatureScores
 
 # A block whose rounding-prone pairs exceed this share is cheaper to recompute as a whole.
@@ -44,6 +45,7 @@ def evaluate_ranking(
     self_index: Labels | None = None,
     return_per_query: bool = False,
     progress: bool = False,
+    group: Group = None,
 ) -> dict[str, Any]:
     r"""Rank the gallery for each query and score the ranking: mAP, mINP and CMC.
 
@@ -82,6 +84,8 @@ def evaluate_ranking(
             which is then left out of its ranking; -1 for queries that are not.
         return_per_query: Add arrays of the single queries to the result.
         progress: Show a progress bar if it takes longer than a few seconds.
+        group: A process group, all of whose processes make this call with the same arguments: each
+            ranks its share of the queries, all return the same result. None for one process.
 
     Returns:
         ``'mAP'``, ``'mINP'`` and ``'CMC@k'`` for each k, as fractions (0 to 1). With
@@ -106,7 +110,7 @@ def evaluate_ranking(
     protocol = RankingProtocol.build(
         scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
     )
-    return _evaluate(scores, protocol, ranks, max_memory_mb, return_per_query, progress)
+    return _evaluate(scores, protocol, ranks, max_memory_mb, return_per_query, progress, group)
 
 
 def evaluate_distances(
@@ -121,6 +125,7 @@ def evaluate_distances(
     self_index: Labels | None = None,
     return_per_query: bool = False,
     progress: bool = False,
+    group: Group = None,
 ) -> dict[str, Any]:
     """As :func:`evaluate_ranking`, from distances instead of features.
 
@@ -135,7 +140,7 @@ def evaluate_distances(
     protocol = RankingProtocol.build(
         scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
     )
-    return _evaluate(scores, protocol, ranks, max_memory_mb, return_per_query, progress)
+    return _evaluate(scores, protocol, ranks, max_memory_mb, return_per_query, progress, group)
 
 
 def _evaluate(
@@ -145,11 +150,13 @@ def _evaluate(
     max_memory_mb: float,
     return_per_query: bool,
     progress: bool,
+    group: Group,
 ) -> dict[str, Any]:
+    start, stop = share_of(scores.shape[0], group)
     with tqdm(
-        total=scores.shape[0], desc='ranking', unit='query', delay=3, disable=not progress
+        total=stop - start, desc='ranking', unit='query', delay=3, disable=not progress
     ) as bar:
-        queries = rank_queries(scores, protocol, max_memory_mb, bar.update)
+        queries = rank_queries(scores, protocol, max_memory_mb, bar.update, group)
     if not queries.valid.any():
         raise no_positives(*scores.shape)
     result: dict[str, Any] = queries.averages(topk)
@@ -206,20 +213,26 @@ def rank_queries(
     protocol: RankingProtocol,
     max_memory_mb: float,
     advance: Callable[[int], object] = lambda count: None,
+    group: Group = None,
 ) -> RankedQueries:
-    """Rank the positives of all queries, block by block; ``advance`` hears of each block's size."""
+    """Rank the positives of all queries, block by block; ``advance`` hears of each block's size.
+
+    Each process of the group ranks its share of the queries; all get all of them.
+    """
     num_query, num_gallery = scores.shape
     step = rows_per_block(max_memory_mb, num_gallery * _BYTES_PER_SCORE, num_query)
     if scores.device.type == 'cpu':
         step = min(step, max(_CPU_BLOCK_ROWS, _CPU_BLOCK_SCORES // num_gallery))
-    queries = RankedQueries.empty(num_query)
-    for start in range(0, num_query, step):
-        stop = min(start + step, num_query)
+    first, last = share_of(num_query, group)
+    queries = RankedQueries.empty(last - first)
+    for start in range(first, last, step):
+        stop = min(start + step, last)
         rows, columns, junk = protocol.same_identity(start, stop)
         negatives = _negatives_above(scores, start, stop, rows, columns, junk)
-        queries.put(slice(start, stop), *_summarise(rows[~junk], negatives, stop - start))
+        block = slice(start - first, stop - first)
+        queries.put(block, *_summarise(rows[~junk], negatives, stop - start))
         advance(stop - start)
-    return queries
+    return RankedQueries(*gather_rows((queries.ap, queries.inp, queries.first_hit), group))
 
 
 def no_positives(num_query: int, num_gallery: int) -> ValueError:

@@ -14,6 +14,7 @@ from scipy import sparse
 from tqdm import tqdm
 
 from .inputs import Features, as_feature_pair, check_count, check_metric, rows_per_block
+from .sharing import Group, gather_rows, share_of
 from .similarity import full_precision, parts_of
 
 # Neighbours searched beyond those needed, so that float32 rounding can't push one out.
@@ -95,6 +96,7 @@ def k_reciprocal_rerank(
     max_memory_mb: float = 512,
     *,
     progress: bool = False,
+    group: Group = None,
 ) -> RerankedDistances:
     """Distances that also tell how far two images share their neighbours.
 
@@ -119,6 +121,8 @@ def k_reciprocal_rerank(
         max_memory_mb: Bound, in MiB, of the memory for blocks of distances. Features and the
             O(N k1) neighbours and weights come on top.
         progress: Show a progress bar if it takes longer than a few seconds.
+        group: A process group, all of whose processes make this call with the same arguments: each
+            finds the neighbours of its share of the images. None for one process.
 
     Returns:
         An object that computes rows of the (Q, G) distances on demand.
@@ -136,7 +140,7 @@ def k_reciprocal_rerank(
         raise ValueError(f'lambda_value must be between 0 and 1, not {lambda_value!r}')
     points = _Points(torch.cat([query.float(), gallery.float()]), metric)
     half = round(k1 / 2)
-    nearest, farthest = _nearest(points, max(k1 + 1, k2), max_memory_mb, progress)
+    nearest, farthest = _nearest(points, max(k1 + 1, k2), max_memory_mb, progress, group)
     near = _reciprocal(nearest[:, : k1 + 1])
     nearer = _reciprocal(nearest[:, : half + 1])
     # Rows of the products below hold up to (k1 + 1)(k1/2 + 1) numbers.
@@ -190,7 +194,7 @@ class _Points:
 
 
 def _nearest(
-    points: _Points, count: int, max_memory_mb: float, progress: bool
+    points: _Points, count: int, max_memory_mb: float, progress: bool, group: Group
 ) -> tuple[np.ndarray, torch.Tensor]:
     """The nearest points of each, itself among them, (N, count), and the distance of the farthest.
 
@@ -202,21 +206,27 @@ def _nearest(
     step = rows_per_block(max_memory_mb, total * _BYTES_PER_DISTANCE, total)
     if points.device.type == 'cpu':
         step = min(step, _BLOCK_ROWS)
-    nearest = np.empty((total, count), dtype=np.int64)
-    farthest = torch.empty(total, device=points.device)
-    with tqdm(total=total, desc='neighbours', unit='image', delay=3, disable=not progress) as bar:
-        for start in range(0, total, step):
-            stop = min(start + step, total)
+    first, last = share_of(total, group)
+    nearest = np.empty((last - first, count), dtype=np.int64)
+    farthest = np.empty(last - first, dtype=np.float32)
+    with tqdm(
+        total=last - first, desc='neighbours', unit='image', delay=3, disable=not progress
+    ) as bar:
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            block = slice(start - first, stop - first)
             distances = points.rows(start, stop)
-            farthest[start:stop] = distances.amax(dim=1)
+            farthest[block] = distances.amax(dim=1).cpu().numpy()
             found = distances.topk(candidates, largest=False, sorted=False).indices
             found = found.sort(dim=1).values
             own = torch.arange(start, stop, device=points.device)[:, None].expand_as(found)
             exact = points.pairs(own.reshape(-1), found.reshape(-1)).view_as(found)
             order = exact.sort(dim=1, stable=True).indices[:, :count]
-            nearest[start:stop] = found.gather(1, order).cpu().numpy()
+            nearest[block] = found.gather(1, order).cpu().numpy()
             bar.update(stop - start)
-    return nearest, torch.where(farthest > 0, farthest, torch.ones_like(farthest))
+    nearest, farthest = gather_rows((nearest, farthest), group)
+    farthest[farthest <= 0] = 1
+    return nearest, torch.from_numpy(farthest).to(points.device)
 
 
 def _incidence(neighbours: np.ndarray, total: int) -> sparse.csr_array:

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmengine.dist import (
+    broadcast_object_list,
+    collect_results,
+    get_default_group,
+    is_distributed,
+    is_main_process,
+)
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from vitdown.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_feature_sets
 from vitdown.evaluation.feature_set import FeatureSet, find_same_images, save_feature_sets
 from vitdown.evaluation.functional import RankingList
+from vitdown.evaluation.functional.sharing import Group
 from vitdown.registry import METRICS
 
 _SUBSETS = ('query', 'gallery', 'both')
@@ -165,6 +173,25 @@ class ReIDMetric(BaseMetric):
                 }
             )
 
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Metrics of the whole test set, in percent; the same on every process.
+
+        With several processes, features are brought together once, and each ranks its share of the
+        queries.
+
+        Args:
+            size: Length of the test set; what pads the last batches is dropped.
+        """
+        if not is_distributed():
+            return super().evaluate(size)
+        results = collect_results(self.results, size, self.collect_device)
+        sets = [_as_sets(results) if is_main_process() else None]
+        broadcast_object_list(sets)
+        self.results.clear()
+        metrics = self._evaluate(*sets[0], group=get_default_group())
+        prefix = f'{self.prefix}/' if self.prefix else ''
+        return {prefix + name: value for name, value in metrics.items()}
+
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Metrics of all samples, in percent.
 
@@ -172,19 +199,22 @@ class ReIDMetric(BaseMetric):
             ValueError: If there are no query or no gallery images, if camera ids are known for some
                 images only, or for what :func:`evaluate_ranking` rejects.
         """
-        query, query_positions = _select(results, 'query')
-        gallery, gallery_positions = _select(results, 'gallery')
-        if self.out_file is not None:
+        return self._evaluate(*_as_sets(results))
+
+    def _evaluate(
+        self, query: FeatureSet, gallery: FeatureSet, positions: _Positions, group: Group = None
+    ) -> dict[str, float]:
+        if self.out_file is not None and is_main_process():
             save_feature_sets(self.out_file, query, gallery)
-        own = _find_self(query, query_positions, gallery, gallery_positions)
-        evaluation = evaluate_feature_sets(query, gallery, self.options, own)
+        own = _find_self(query, positions.query, gallery, positions.gallery)
+        evaluation = evaluate_feature_sets(query, gallery, self.options, own, group)
         self._report(query, gallery, evaluation)
         if self.num_ranked:
             lists, average_precision = evaluation.ranking_lists(self.num_ranked)
             self.ranking = Ranking(
                 lists,
-                _labels(query, query_positions),
-                _labels(gallery, gallery_positions),
+                _labels(query, positions.query),
+                _labels(gallery, positions.gallery),
                 average_precision,
             )
         return {name: 100 * value for name, value in evaluation.metrics.items()}
@@ -206,6 +236,19 @@ def _missing(key: str, name: str) -> str:
         'feature': 'the model must set it in predict mode, as ReIdentifier does',
     }.get(key, 'the dataset must give it and PackReIDInputs must pack it')
     return f'{name} has no entry {key!r}: {remedy}'
+
+
+class _Positions(NamedTuple):
+    """Indices of the query and of the gallery images in the test set."""
+
+    query: np.ndarray
+    gallery: np.ndarray
+
+
+def _as_sets(results: list[dict]) -> tuple[FeatureSet, FeatureSet, _Positions]:
+    query, query_positions = _select(results, 'query')
+    gallery, gallery_positions = _select(results, 'gallery')
+    return query, gallery, _Positions(query_positions, gallery_positions)
 
 
 def _select(results: list[dict], subset: str) -> tuple[FeatureSet, np.ndarray]:
