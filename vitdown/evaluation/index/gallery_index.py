@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
 import numpy as np
 import torch
 
-from vitdown.evaluation.functional.inputs import METRICS, Features, as_features, check_finite
+from vitdown.evaluation.functional.inputs import METRICS, Features
 
 from .backend import build_index, scan_rows, scans_exactly, search_rows, set_effort
+from .inputs import (
+    check_k,
+    check_removable,
+    check_unused,
+    checked_features,
+    checked_ids,
+    prepared,
+)
 from .metadata import Columns, Where, append_columns, as_columns, matching
+from .result import SearchResult, worst_score
 from .storage import GalleryFileError, load_gallery, save_gallery
 
 _BLOCK = 65536
 _MAX_K_ON_GPU = 2048
 _TRAINING_POINTS = 262144
 _COLUMN = 'metadata/'
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The best vectors for each query, best first.
-
-    Attributes:
-        scores (np.ndarray): Shape (Q, k), float32: cosine similarities or Euclidean distances.
-        ids (np.ndarray): Shape (Q, k), int64; -1 where fewer than k vectors match, there the
-            score is the worst possible: minus infinity, for distances infinity.
-        metadata (dict): Masked arrays of shape (Q, k), masked where the id is -1.
-    """
-
-    scores: np.ndarray
-    ids: np.ndarray
-    metadata: dict[str, np.ma.MaskedArray] = field(default_factory=dict)
 
 
 class GalleryIndex:
@@ -126,13 +118,13 @@ class GalleryIndex:
         self._check_writable()
         if len(self._ids):
             raise RuntimeError('the gallery holds vectors already: train a new one')
-        features = self._checked(features, 'features')
+        features = checked_features(features, 'features', self.dim)
         if len(features) > _TRAINING_POINTS:
             generator = torch.Generator().manual_seed(0)
             chosen = torch.randperm(len(features), generator=generator)[:_TRAINING_POINTS]
             features = features[chosen.to(features.device)]
         try:
-            self._index.train(self._prepared(features))
+            self._index.train(prepared(features, self.metric))
         except RuntimeError as error:
             if 'training points' not in str(error):
                 raise
@@ -164,15 +156,15 @@ class GalleryIndex:
             ValueError: If shapes don't fit, features are not finite, or ids are there already.
         """
         self._check_writable()
-        features = self._checked(features, 'features')
-        ids = self._checked_ids(ids, len(features))
+        features = checked_features(features, 'features', self.dim)
+        ids = self._new_ids(ids, len(features))
         columns = as_columns(metadata, len(features))
         if len(self._ids):
             columns = append_columns(self._columns, columns)
         if not self._index.is_trained:
             self.train(features)
         for block in features.split(_BLOCK):
-            block = self._prepared(block)
+            block = prepared(block, self.metric)
             self._index.add(block)
             if self._gpu is not None:
                 self._gpu.add(block)
@@ -191,9 +183,7 @@ class GalleryIndex:
         self._check_writable()
         ids = np.unique(np.asarray(ids, dtype=np.int64))
         chosen = np.isin(self._ids, ids) & self._alive
-        if np.count_nonzero(chosen) != len(ids):
-            missing = np.setdiff1d(ids, self._ids[chosen])
-            raise KeyError(f'{len(missing)} ids are not in the gallery, the first is {missing[0]}')
+        check_removable(np.setdiff1d(ids, self._ids[chosen]))
         self._alive = self._alive & ~chosen
 
     def compact(self) -> None:
@@ -233,8 +223,8 @@ class GalleryIndex:
             TypeError: If features have a wrong type.
             ValueError: If the gallery is empty, or an argument doesn't fit.
         """
-        queries = self._prepared(self._checked(features, 'features'))
-        _check_k(k)
+        queries = prepared(checked_features(features, 'features', self.dim), self.metric)
+        check_k(k)
         if not len(self):
             raise ValueError('the gallery is empty: add features before searching')
         allowed = None if self._alive.all() else np.asarray(self._alive)
@@ -244,7 +234,7 @@ class GalleryIndex:
             allowed[self._alive] = matching(columns, where, len(self))
         found = min(k, len(self) if allowed is None else int(np.count_nonzero(allowed)))
         shape = (len(queries), k)
-        worst = -np.inf if self.metric == 'cosine' else np.inf
+        worst = worst_score(self.metric)
         scores = np.full(shape, worst, dtype=np.float32)
         rows = np.full(shape, -1, dtype=np.int64)
         if found:
@@ -280,14 +270,14 @@ class GalleryIndex:
         """
         ids = self.search(queries, k).ids
         k = min(k, len(self))
-        queries = self._prepared(self._checked(queries, 'queries'))
+        queries = prepared(checked_features(queries, 'queries', self.dim), self.metric)
         if vectors is not None:
-            vectors = self._checked(vectors, 'vectors')
+            vectors = checked_features(vectors, 'vectors', self.dim)
             if len(vectors) != len(self):
                 raise ValueError(f'{len(vectors)} vectors for a gallery of {len(self)}')
             truth = faiss.IndexFlat(self.dim, self._index.metric_type)
             for block in vectors.split(_BLOCK):
-                truth.add(self._prepared(block))
+                truth.add(prepared(block, self.metric))
             true_ids = self.ids[truth.search(queries, k)[1]]
         elif scans_exactly(self._index):
             allowed = None if self._alive.all() else np.asarray(self._alive)
@@ -371,47 +361,12 @@ class GalleryIndex:
         if self._mapped:
             raise RuntimeError('a memory-mapped gallery is read-only: load it with mmap=False')
 
-    def _checked(self, features: Features, name: str) -> torch.Tensor:
-        features = as_features(features, name)
-        if features.shape[1] != self.dim:
-            raise ValueError(
-                f'{name} have {features.shape[1]} dimensions, the gallery {self.dim}: they come '
-                'from different models or heads'
-            )
-        check_finite(features, name)
-        return features
-
-    def _prepared(self, features: torch.Tensor) -> np.ndarray:
-        features = features.float()
-        if self.metric == 'cosine':
-            features = torch.nn.functional.normalize(features, dim=1)
-        return np.ascontiguousarray(features.cpu().numpy())
-
-    def _checked_ids(self, ids: Sequence[int] | np.ndarray | None, length: int) -> np.ndarray:
+    def _new_ids(self, ids: Sequence[int] | np.ndarray | None, length: int) -> np.ndarray:
         if ids is None:
             return np.arange(self._next_id, self._next_id + length)
-        ids = np.asarray(ids)
-        if ids.dtype.kind not in 'iu':
-            raise TypeError(f'ids must be integers, not {ids.dtype}')
-        if ids.shape != (length,):
-            raise ValueError(f'ids must have the shape ({length},), not {ids.shape}')
-        if ids.min() < 0:
-            raise ValueError(f'ids must not be negative, {ids.min()} is')
-        unique, counts = np.unique(ids, return_counts=True)
-        if len(unique) != length:
-            raise ValueError(f'id {unique[counts > 1][0]} is given more than once')
-        known = self._ids[np.isin(self._ids, ids) & self._alive]
-        if len(known):
-            raise ValueError(
-                f'{len(known)} ids are in the gallery already, the first is {known[0]}: remove '
-                'them before adding them again'
-            )
-        return ids.astype(np.int64)
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f'k must be at least 1, not {k}')
+        ids = checked_ids(ids, length)
+        check_unused(self._ids[np.isin(self._ids, ids) & self._alive])
+        return ids
 
 
 def _reason(error: RuntimeError) -> str:

@@ -92,23 +92,30 @@ def matching(columns: Columns, where: Where, length: int) -> np.ndarray:
         column = columns[name]
         if isinstance(condition, Between):
             if condition.low is not None:
-                mask &= column >= _comparable(condition.low, name, column)
+                mask &= column >= comparable(condition.low, name, column.dtype)
             if condition.high is not None:
-                mask &= column <= _comparable(condition.high, name, column)
+                mask &= column <= comparable(condition.high, name, column.dtype)
         else:
-            several = isinstance(condition, (list, tuple, set, frozenset, range, np.ndarray))
-            values = list(condition) if several else [condition]
-            mask &= np.isin(column, _comparable(values, name, column)) if values else False
+            values = as_values(condition)
+            mask &= np.isin(column, comparable(values, name, column.dtype)) if values else False
     return mask
 
 
-def _comparable(values: Any, name: str, column: np.ndarray) -> np.ndarray:
-    """Values of a condition as an array that compares with a column."""
-    is_time, is_text = column.dtype.kind == 'M', column.dtype.kind == 'U'
+def as_values(condition: Any) -> list:
+    """The values that fulfil a condition that is a value or a collection of values."""
+    several = isinstance(condition, (list, tuple, set, frozenset, range, np.ndarray))
+    return list(condition) if several else [condition]
+
+
+def comparable(values: Any, name: str, dtype: np.dtype) -> np.ndarray:
+    """Values of a condition as an array that compares with a column of a type.
+
+    Raises:
+        TypeError: If text would be compared with numbers.
+    """
+    is_time, is_text = dtype.kind == 'M', dtype.kind == 'U'
     # Text such as '2024-05-01' stands for a date beside dates.
     values = np.asarray(values, dtype='datetime64' if is_time else None)
     if not is_time and (values.dtype.kind == 'U') != is_text:
-        raise TypeError(
-            f'metadata column {name!r} holds {column.dtype}, the condition {values.dtype}'
-        )
+        raise TypeError(f'metadata column {name!r} holds {dtype}, the condition {values.dtype}')
     return values

@@ -1,0 +1,137 @@
+"""A Qdrant collection in local mode finds and refuses what a GalleryIndex does."""
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+from vitdown.evaluation.index import Between, GalleryIndex
+from vitdown.evaluation.index.qdrant import QdrantGallery
+
+from .test_index import DIM, columns, vectors
+
+
+def rows(count):
+    return {**columns(count), 'blurred': np.arange(count) % 3 == 0}
+
+
+@pytest.fixture
+def client():
+    client = QdrantClient(':memory:')
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_finds_what_the_exact_index_finds(client, metric):
+    galleries = [QdrantGallery(client, 'g', DIM, metric), GalleryIndex(DIM, metric=metric)]
+    for gallery in galleries:
+        gallery.add(vectors(80), ids=np.arange(80) * 10, metadata=rows(80))
+        assert gallery.add(vectors(3, seed=2), metadata=rows(3)).tolist() == [791, 792, 793]
+        gallery.remove([0, 10, 793])
+        assert len(gallery) == 80
+    collection, exact = galleries
+    for where in [
+        None,
+        {'camera': 3},
+        {'camera': [0, 4.0, 2.5], 'site': 'north'},
+        {'camera': Between(1, 3), 'time': Between(None, '2024-01-02')},
+        {'time': '2024-01-01T05'},
+        {'quality': [0.0, 1.0]},
+        {'quality': Between(0.5)},
+        {'blurred': True, 'site': ['north', 'east']},
+        {'blurred': []},
+        {'camera': []},
+    ]:
+        found, wanted = (gallery.search(vectors(5, seed=1), 12, where) for gallery in galleries)
+        assert np.array_equal(found.ids, wanted.ids), where
+        np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-4, atol=1e-5)
+        for name, column in wanted.metadata.items():
+            assert np.array_equal(found.metadata[name].mask, column.mask)
+            assert found.metadata[name].tolist() == column.tolist(), name
+    assert np.array_equal(np.sort(exact.ids), collection.ids)
+    order = np.argsort(exact.ids)
+    for name, column in exact.metadata.items():
+        assert np.array_equal(collection.metadata[name], column[order])
+    assert collection.recall_at(vectors(4, seed=1), 100) == 1
+
+
+def test_a_collection_is_found_again(tmp_path):
+    client = QdrantClient(path=str(tmp_path / 'store'))
+    QdrantGallery(client, 'g', DIM).add(vectors(5), metadata={'site': list('abcde')})
+    client.close()
+    client = QdrantClient(path=str(tmp_path / 'store'))
+    gallery = QdrantGallery(client, 'g', DIM)
+    assert gallery.add(vectors(1, seed=1), metadata={'site': ['far away']}).tolist() == [5]
+    assert (
+        gallery.search(vectors(1, seed=1), 1, {'site': 'far away'}).metadata['site'] == 'far away'
+    )
+    assert "6 vectors in 'g'" in repr(gallery)
+    for dim, metric in [(DIM + 1, 'cosine'), (DIM, 'euclidean')]:
+        with pytest.raises(ValueError, match=f'holds vectors of {DIM} dimensions compared by Cos'):
+            QdrantGallery(client, 'g', dim, metric)
+    client.close()
+
+
+def test_a_failed_add_adds_nothing(client, monkeypatch):
+    from vitdown.evaluation.index import qdrant
+
+    gallery = QdrantGallery(client, 'g', DIM)
+    gallery.add(vectors(2))
+    upsert = client.upsert
+    monkeypatch.setattr(qdrant, '_POINTS_PER_CALL', 2)
+
+    def breaks(collection, points, wait):
+        if 4 in points.ids:
+            raise OSError('connection lost')
+        return upsert(collection, points, wait=wait)
+
+    monkeypatch.setattr(client, 'upsert', breaks)
+    with pytest.raises(OSError, match='connection lost'):
+        gallery.add(vectors(4, seed=1))
+    assert gallery.ids.tolist() == [0, 1]
+
+
+def test_bad_input_is_named(client):
+    gallery = QdrantGallery(client, 'g', DIM)
+    with pytest.raises(ValueError, match='the gallery is empty'):
+        gallery.search(vectors(1), 1)
+    gallery.add(vectors(4), metadata={'camera': [0, 1, 2, 3], 'site': list('abcd')})
+    for metadata, error, message in [
+        (None, ValueError, r"columns \['camera', 'site'\] of the gallery are missing"),
+        ({'camera': ['x'], 'site': ['a']}, TypeError, "'camera' holds int64, the new rows <U1"),
+    ]:
+        with pytest.raises(error, match=message):
+            gallery.add(vectors(1), metadata=metadata)
+    with pytest.raises(ValueError, match='1 ids are in the gallery already, the first is 3'):
+        gallery.add(vectors(1), ids=[3], metadata={'camera': [0], 'site': ['a']})
+    with pytest.raises(KeyError, match='1 ids are not in the gallery, the first is 9'):
+        gallery.remove([3, 9])
+    for where, error, message in [
+        ({'cam': 1}, KeyError, "no metadata column 'cam', only"),
+        ({'camera': 'one'}, TypeError, "'camera' holds int64, the condition <U3"),
+        ({'site': Between('a', 'b')}, TypeError, 'Between needs numbers or times'),
+        (lambda columns: columns['camera'] > 1, TypeError, 'takes conditions as a dict'),
+    ]:
+        with pytest.raises(error, match=message):
+            gallery.search(vectors(1), 1, where)
+    with pytest.raises(ValueError, match='16'):
+        gallery.search(vectors(1)[:, :4], 1)
+    with pytest.raises(ValueError, match='k must be at least 1'):
+        gallery.search(vectors(1), 0)
+    other = QdrantGallery(client, 'other', DIM)
+    with pytest.raises(ValueError, match="'quality' holds NaN, infinity or no time in row 1"):
+        other.add(vectors(2), metadata={'quality': [0.5, np.nan]})
+    assert len(gallery) == 4
+    assert len(other) == 0
+
+
+def test_foreign_collections_and_missing_servers_are_named(client):
+    from qdrant_client import models
+
+    params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
+    client.create_collection('theirs', vectors_config=params)
+    with pytest.raises(ValueError, match="'theirs' was not made by QdrantGallery"):
+        QdrantGallery(client, 'theirs', DIM)
+    absent = QdrantClient('http://127.0.0.1:9', check_compatibility=False)
+    with pytest.raises(ConnectionError, match='no Qdrant server answers'):
+        QdrantGallery(absent, 'g', DIM)

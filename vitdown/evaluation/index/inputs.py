@@ -1,0 +1,66 @@
+"""What every gallery checks and prepares alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from vitdown.evaluation.functional.inputs import Features, as_features, check_finite
+
+
+def checked_features(features: Features, name: str, dim: int) -> torch.Tensor:
+    """Finite features of shape (N, dim); ``name`` says in errors which."""
+    features = as_features(features, name)
+    if features.shape[1] != dim:
+        raise ValueError(
+            f'{name} have {features.shape[1]} dimensions, the gallery {dim}: they come '
+            'from different models or heads'
+        )
+    check_finite(features, name)
+    return features
+
+
+def prepared(features: torch.Tensor, metric: str) -> np.ndarray:
+    """Features as an index stores them: float32, of unit length for cosines."""
+    features = features.float()
+    if metric == 'cosine':
+        features = torch.nn.functional.normalize(features, dim=1)
+    return np.ascontiguousarray(features.cpu().numpy())
+
+
+def checked_ids(ids: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+    """New ids, int64 of shape (length,): not negative and all different."""
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in 'iu':
+        raise TypeError(f'ids must be integers, not {ids.dtype}')
+    if ids.shape != (length,):
+        raise ValueError(f'ids must have the shape ({length},), not {ids.shape}')
+    if ids.min() < 0:
+        raise ValueError(f'ids must not be negative, {ids.min()} is')
+    unique, counts = np.unique(ids, return_counts=True)
+    if len(unique) != length:
+        raise ValueError(f'id {unique[counts > 1][0]} is given more than once')
+    return ids.astype(np.int64)
+
+
+def check_unused(known: np.ndarray) -> None:
+    """Raise ValueError if any of the new ids is in the gallery; ``known`` are those that are."""
+    if len(known):
+        raise ValueError(
+            f'{len(known)} ids are in the gallery already, the first is {known[0]}: remove '
+            'them before adding them again'
+        )
+
+
+def check_removable(missing: np.ndarray) -> None:
+    """Raise KeyError if an id to be removed is ``missing`` from the gallery."""
+    if len(missing):
+        raise KeyError(f'{len(missing)} ids are not in the gallery, the first is {missing[0]}')
+
+
+def check_k(k: int) -> None:
+    """Raise ValueError unless k results can be asked for."""
+    if k < 1:
+        raise ValueError(f'k must be at least 1, not {k}')
