@@ -20,24 +20,40 @@ from ..layers import (
     resize_pos_embed,
 )
 from ..pretrained import load_pretrained
+from ..token_fusion import FusionState
 
 
 @dataclass
 class TokenFeatures:
     """What a plain ViT computes beyond its output tuple.
 
+    With token fusion fewer tokens leave a layer than enter it: T of them enter the first layer
+    (the class token and one a patch), T' leave the last one and are ``tokens``. The class token
+    stays at index 0, the others are in no order; ``source`` leads from patches to tokens, e.g.
+    ``feats.tokens.take_along_dim(feats.source[..., None], dim=1)`` is ``(B, T, C)`` in the order
+    of the patch grid, and ``torch.zeros_like(feats.sizes).scatter_add(1, feats.source, scores)``
+    adds up scores ``(B, T)`` of the input tokens for each token left. Without token fusion
+    T' = T, and sizes and sources are None.
+
     Attributes:
-        tokens (Tensor): ``(B, T, C)`` after the last layer, before the final norm; the class
+        tokens (Tensor): ``(B, T', C)`` after the last layer, before the final norm; the class
             token is at index 0.
         normed_tokens (Tensor): ``tokens`` after the final norm (the same tensor without one).
-        last_layer_input (Tensor): ``(B, T, C)`` tokens that enter the last layer.
+        last_layer_input (Tensor): ``(B, T'', C)`` tokens that enter the last layer.
         patch_resolution (tuple[int, int]): Grid ``(h, w)`` of the patch tokens.
         attentions (tuple, optional): Head-averaged softmax attention of each layer,
             ``(B, T, T)``, first layer first; rows sum to 1. Or its factors, see
-            :meth:`VisionTransformer.forward_tokens`.
-        pair_tokens (Tensor, optional): ``(B, T, C)`` of the pair-wise cross-attention stream,
+            :meth:`VisionTransformer.forward_tokens`. With token fusion, too, between the T tokens
+            that entered the first layer.
+        pair_tokens (Tensor, optional): ``(B, T', C)`` of the pair-wise cross-attention stream,
             before the final norm.
         normed_pair_tokens (Tensor, optional): ``pair_tokens`` after the final norm.
+        sizes (Tensor, optional): ``(B, T')`` float32, number of input tokens in each of
+            ``tokens``.
+        source (Tensor, optional): ``(B, T)`` int64, index in ``tokens`` of the token that each
+            input token is part of; 0 for the class token.
+        last_layer_sizes (Tensor, optional): ``(B, T'')``, ``sizes`` of ``last_layer_input``.
+        last_layer_source (Tensor, optional): ``(B, T)``, ``source`` of ``last_layer_input``.
     """
 
     tokens: Tensor
@@ -47,6 +63,10 @@ class TokenFeatures:
     attentions: tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...] | None = None
     pair_tokens: Tensor | None = None
     normed_pair_tokens: Tensor | None = None
+    sizes: Tensor | None = None
+    source: Tensor | None = None
+    last_layer_sizes: Tensor | None = None
+    last_layer_source: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -68,6 +88,10 @@ class VisionTransformer(MMPretrainVisionTransformer):
             patches. Defaults to ``patch_size``.
         sie (dict, optional): Arguments of :class:`SideInformationEmbedding`, e.g.
             ``dict(num_cameras=6)``.
+        token_fusion (dict, optional): Config of a policy that fuses tokens on the way, e.g.
+            ``dict(type='MCTF', r=16)`` or ``dict(type='ToMe', r=13)``. ``out_type='featmap'``
+            gives every patch what the token it went into has, ``'avg_featmap'`` the mean of that
+            map; ``'raw'`` are the fused tokens.
         drop_path_rate (float): Stochastic depth, growing linearly over the layers.
         attn_drop_rate (float): Dropout rate on attention weights. Defaults to 0.
         qkv_bias (bool, optional): Defaults to the architecture's.
@@ -111,6 +135,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         patch_size: int = 16,
         stride: int | None = None,
         sie: dict | None = None,
+        token_fusion: dict | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -169,6 +194,10 @@ class VisionTransformer(MMPretrainVisionTransformer):
             for rate, layer_cfg in zip(drop_path_rates, layer_cfgs)
         )
         self.sie = SideInformationEmbedding(self.embed_dims, **sie) if sie else None
+        self.token_fusion = None
+        if token_fusion:
+            policy = dict(num_layers=self.num_layers, num_protected=self.num_extra_tokens)
+            self.token_fusion = MODELS.build({**token_fusion, **policy})
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages
         self._freeze_stages()
@@ -254,15 +283,27 @@ class VisionTransformer(MMPretrainVisionTransformer):
         need_weights: bool | str = False,
         partner: Tensor | None = None,
         partner_stream: str = 'pwca',
+        fusion_r: int | float | None = None,
     ):
-        """Yield the tokens after each layer and its head-averaged attention (or factors, None)."""
-        for layer in self.layers:
-            args = (x, None, need_weights, partner, partner_stream)
+        """Yield after each layer its tokens, head-averaged attention (or factors, None), state."""
+        if fusion_r is not None and self.token_fusion is None:
+            raise ValueError('fusion_r needs a backbone with token_fusion')
+        state = FusionState(r=fusion_r)
+        options = (need_weights, partner, partner_stream)
+        for i, layer in enumerate(self.layers):
+            run, *args = (layer, x, None, *options)
+            if self.token_fusion is not None:
+                run, *args = (self.token_fusion, layer, i, x, state, *options)
             if self.with_cp and x.requires_grad:
-                x, weights = cp.checkpoint(layer, *args, use_reentrant=False)
+                outs = cp.checkpoint(run, *args, use_reentrant=False)
             else:
-                x, weights = layer(*args)
-            yield x, weights.mean(dim=1) if need_weights is True else weights
+                outs = run(*args)
+            if self.token_fusion is not None:
+                x, state, weights = outs
+            else:
+                x, weights = outs
+                weights = weights.mean(dim=1) if need_weights is True else weights
+            yield x, weights, state
 
     def forward_tokens(
         self,
@@ -272,6 +313,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         need_attention: bool | str = False,
         partner: Tensor | None = None,
         partner_stream: str = 'pwca',
+        fusion_r: int | float | None = None,
     ) -> TokenFeatures:
         """Run the network and return its tokens, for heads that need more than the output tuple.
 
@@ -287,20 +329,23 @@ class VisionTransformer(MMPretrainVisionTransformer):
                 stream of tokens runs beside the first through the same layers by pair-wise
                 cross-attention (DCAL, arXiv 2205.02151, Sec. 3.3).
             partner_stream (str): See :func:`two_stream_attention`. Defaults to ``'pwca'``.
+            fusion_r (int | float, optional): Tokens that each active layer fuses this time,
+                instead of the token fusion's own setting; 0 for none.
         """
         x, patch_resolution = self.embed_patches(x, camera_ids, view_ids)
         batch = x.shape[0]
         if partner is not None:
             x = torch.cat((x, x))
         attentions = []
-        last_layer_input = x
-        layers = self._run_layers(x, need_attention, partner, partner_stream)
-        for i, (tokens, attention) in enumerate(layers):
+        last_layer_input, last_layer_state = x, FusionState()
+        layers = self._run_layers(x, need_attention, partner, partner_stream, fusion_r)
+        for i, (tokens, attention, state) in enumerate(layers):
             if i == self.num_layers - 2:
-                last_layer_input = tokens
+                last_layer_input, last_layer_state = tokens, state.narrow(batch)
             if need_attention:
                 attentions.append(attention)
         normed = self.ln1(tokens) if self.final_norm else tokens
+        state = state.narrow(batch)
         return TokenFeatures(
             tokens=tokens[:batch],
             normed_tokens=normed[:batch],
@@ -309,6 +354,10 @@ class VisionTransformer(MMPretrainVisionTransformer):
             attentions=tuple(attentions) if need_attention else None,
             pair_tokens=None if partner is None else tokens[batch:],
             normed_pair_tokens=None if partner is None else normed[batch:],
+            sizes=state.size,
+            source=state.source,
+            last_layer_sizes=last_layer_state.size,
+            last_layer_source=last_layer_state.source,
         )
 
     def forward(
@@ -316,6 +365,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         x: Tensor,
         camera_ids: Sequence[int] | None = None,
         view_ids: Sequence[int] | None = None,
+        fusion_r: int | float | None = None,
     ) -> tuple[Tensor, ...]:
         """Features of the layers ``out_indices`` in the form ``out_type``.
 
@@ -323,12 +373,15 @@ class VisionTransformer(MMPretrainVisionTransformer):
             x (Tensor): Images ``(B, 3, H, W)``.
             camera_ids (Sequence[int], optional): See :meth:`embed_patches`.
             view_ids (Sequence[int], optional): See :meth:`embed_patches`.
+            fusion_r (int | float, optional): See :meth:`forward_tokens`.
         """
         x, patch_resolution = self.embed_patches(x, camera_ids, view_ids)
         outs = []
-        for i, (tokens, _) in enumerate(self._run_layers(x)):
+        for i, (tokens, _, state) in enumerate(self._run_layers(x, fusion_r=fusion_r)):
             if i == self.num_layers - 1 and self.final_norm:
                 tokens = self.ln1(tokens)
             if i in self.out_indices:
+                if self.out_type in ('featmap', 'avg_featmap'):
+                    tokens = state.spread(tokens)
                 outs.append(self._format_output(tokens, patch_resolution))
         return tuple(outs)

@@ -84,6 +84,24 @@ class MultiheadAttention(BaseModule):
         key_value = F.linear(x, weight_kv, bias_kv).unflatten(-1, (2, *heads))
         return query, *key_value.permute(2, 0, 3, 1, 4).unbind(0)
 
+    def project_qk(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys alone of tokens ``(B, N, C)``, each ``(B, H, N, d)``."""
+        return self._project_part(x, 0, 2)
+
+    def project_v(self, x: Tensor) -> Tensor:
+        """Values alone of tokens ``(B, N, C)``: ``(B, H, N, d)``."""
+        return self._project_part(x, 2, 3)[0]
+
+    def _project_part(self, x: Tensor, begin: int, end: int) -> tuple[Tensor, ...]:
+        if type(self.qkv) is not nn.Linear:
+            # A replaced layer (quantized, adapted) computes all or nothing.
+            return self.project_qkv(x)[begin:end]
+        rows = slice(begin * self.embed_dims, end * self.embed_dims)
+        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+        parts = F.linear(x, self.qkv.weight[rows], bias)
+        parts = parts.unflatten(-1, (end - begin, self.num_heads, self.head_dims))
+        return parts.permute(2, 0, 3, 1, 4).unbind(0)
+
     def mix(
         self,
         query: Tensor,

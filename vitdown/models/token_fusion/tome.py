@@ -1,0 +1,100 @@
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vitdown.registry import MODELS
+
+from .assignment import fuse_tokens
+from .base import TokenFusion, Weights, check_r, resolve_count
+from .matching import cosine_scores, match_bipartite
+from .state import FusionState
+from .streams import Streams
+
+
+@MODELS.register_module()
+class ToMe(TokenFusion):
+    """Token merging, "Your ViT But Faster" (arXiv 2210.09461).
+
+    Every block merges the ``r`` tokens whose keys are most similar to another token's, between
+    attention and MLP; merged tokens are averages weighted by size.
+
+    Args:
+        r (int | Sequence[int] | tuple[int, float]): Tokens to remove in each block; one number a
+            block, where missing ones at the end are 0 (a list); or ``(r, inflect)`` for a number
+            that changes linearly over the blocks with mean ``r``, from ``2r`` to 0 with
+            ``inflect=-1`` and the other way round with ``inflect=1``.
+        prop_attn (bool): Whether tokens attract attention in proportion to their size. Defaults
+            to True; False suits MAE weights that were not trained with merging.
+        num_layers (int): Given by the backbone.
+        num_protected (int): Given by the backbone.
+
+    Examples:
+        >>> ToMe(r=16, num_layers=12).schedule(197)[-3:]
+        [37, 21, 11]
+    """
+
+    def __init__(
+        self,
+        r: int | Sequence[int] | tuple[int, float],
+        num_layers: int,
+        num_protected: int = 1,
+        prop_attn: bool = True,
+    ) -> None:
+        super().__init__(num_layers, num_protected, prop_attn)
+        self.r = r
+        self.r_per_layer = parse_r(num_layers, r)
+
+    def extra_repr(self) -> str:
+        return f'r={self.r}, prop_attn={self.prop_attn}'
+
+    def resolve_r(self, num_tokens: int, layer: int, r: int | float | None = None) -> int:
+        r = self.r_per_layer[layer] if r is None else r
+        return resolve_count(num_tokens, r, self.num_protected)
+
+    def fuse(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        state: FusionState,
+        r: int,
+        streams: Streams,
+        need_weights: bool | str,
+    ) -> tuple[Tensor, FusionState, Weights]:
+        query, key, value = block.attn.project_qkv(block.ln1(x))
+        out, weights = streams.attend(
+            block.attn, query, key, value, self.bias(x, state), need_weights is True
+        )
+        x = x + block.attn.project_out(out)
+        attention = self.report(block.attn, need_weights, query, key, weights, state, streams)
+
+        scores = cosine_scores(key.mean(dim=1), self.num_protected)
+        # Without a protected token the official code leaves the even tokens sorted by score.
+        assignment = match_bipartite(
+            scores, r, self.num_protected, sort_kept=self.num_protected > 0
+        )
+        sizes = state.sizes(x)
+        x = fuse_tokens(x, assignment, assignment.shares(sizes))
+        return block.ffn(block.ln2(x), identity=x), state.fused(assignment, sizes), attention
+
+
+def parse_r(num_layers: int, r: int | Sequence[int] | tuple[int, float]) -> list[int]:
+    """One number a block from ToMe's notations of ``r``, see :class:`ToMe`.
+
+    Raises:
+        ValueError: If it is in none of them.
+    """
+    if isinstance(r, tuple):
+        if len(r) != 2 or not -1 <= r[1] <= 1:
+            raise ValueError(f'A tuple for r is (r, inflect) with inflect in [-1, 1], got {r}')
+        r, inflect = r
+        check_r(r)
+        low = int(r * (1 - inflect))
+        step = (2 * r - 2 * low) / max(1, num_layers - 1)
+        return [int(low + step * layer) for layer in range(num_layers)]
+    if not isinstance(r, Sequence):
+        return parse_r(num_layers, [r] * num_layers)
+    if len(r) > num_layers:
+        raise ValueError(f'r has {len(r)} entries, the backbone {num_layers} layers')
+    for entry in r:
+        check_r(entry)
+    return [*r, *[0] * (num_layers - len(r))]
