@@ -99,26 +99,18 @@ def _files(folder):
     return list(Path(folder).iterdir())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--size', type=int, default=100_000)
-    parser.add_argument('--dim', type=int, default=384)
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--factories', nargs='+')
-    args = parser.parse_args()
-    nlist = 1024 if args.size >= 100_000 else 64
-    factories = args.factories or ['Flat', f'IVF{nlist},Flat', 'HNSW16']
-    torch.set_num_threads(args.threads)
-    seconds, truth = baseline(*synthetic(args.size, args.dim))
-    print(f'{args.size} x {args.dim}, {args.threads} threads, {QUERIES} queries, k = {K}')
+def compare(size, dim, threads, factories=None):
+    """Print the figures of each index beside those of the baseline."""
+    nlist = 1024 if size >= 100_000 else 64
+    factories = factories or ['Flat', f'IVF{nlist},Flat', f'IVF{nlist},PQ{dim // 4}', 'HNSW16']
+    torch.set_num_threads(threads)
+    seconds, truth = baseline(*synthetic(size, dim))
+    print(f'{size} x {dim}, {threads} threads, {QUERIES} queries, k = {K}')
     print(f'torch matmul + topk: search {seconds:.2f} s')
     spawn = multiprocessing.get_context('spawn')
     for factory in factories:
         results = spawn.Queue()
-        process = spawn.Process(
-            target=measure,
-            args=(results, factory, args.size, args.dim, truth, args.threads),
-        )
+        process = spawn.Process(target=measure, args=(results, factory, size, dim, truth, threads))
         process.start()
         process.join()
         if process.exitcode:
@@ -127,6 +119,15 @@ def main():
         speed = seconds / row['search']
         figures = ', '.join(f'{name} {value:.3g}' for name, value in row.items())
         print(f'{factory}: {figures}, search {speed:.1f}x the speed of torch', flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--size', type=int, default=100_000)
+    parser.add_argument('--dim', type=int, default=256)
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--factories', nargs='+')
+    compare(**vars(parser.parse_args()))
 
 
 if __name__ == '__main__':
