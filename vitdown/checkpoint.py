@@ -8,6 +8,7 @@ torn one.
 import os
 import pickle
 import re
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -34,8 +35,10 @@ def _method_of_history_buffer(owner: type, name: str):
     return getattr(HistoryBuffer, name)
 
 
-# MMEngine checkpoints keep the log history: harmless types that torch does not list itself.
+# MMEngine checkpoints keep the log history, DeiT's (and what is built on it) the command line:
+# harmless types that torch does not list itself.
 _SAFE_TYPES = [
+    Namespace,
     HistoryBuffer,
     ndarray,
     dtype,

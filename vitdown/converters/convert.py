@@ -11,11 +11,13 @@ Converter = Callable[[StateDict], dict[str, Tensor]]
 CONVERTERS: dict[str, Converter] = {
     'timm': convert_timm,
     'deit': convert_deit,
+    'mctf': convert_timm,
     'transreid': convert_transreid,
 }
 EXPORTERS: dict[str, Converter] = {
     'timm': export_timm,
     'deit': export_timm,
+    'mctf': export_timm,
     'transreid': export_transreid,
 }
 

@@ -170,7 +170,7 @@ class MCTF(TokenFusion):
             received = torch.cat([attention_received(w)[:, : x.shape[1]] for w in weights])
             assignment = self.match(x, received, state.size, r)
             sizes = state.sizes(x)
-            shares = self._shares(assignment, received, sizes)
+            shares = self.shares(assignment, received, sizes)
         return (
             fuse_tokens(x, assignment, shares),
             state.fused(assignment, sizes),
@@ -185,7 +185,8 @@ class MCTF(TokenFusion):
         )
         return match_bipartite(scores, r, self.num_protected, self.bidirectional)
 
-    def _shares(self, assignment: Assignment, received: Tensor, sizes: Tensor) -> Tensor | None:
+    def shares(self, assignment: Assignment, received: Tensor, sizes: Tensor) -> Tensor | None:
+        """Weight of each token in the one it goes to, see :func:`fuse_tokens`."""
         if self.pooling == 'max':
             return None
         if self.pooling == 'mean':

@@ -1,0 +1,70 @@
+from torch import Tensor, nn
+
+from vitdown.registry import MODELS
+
+
+def label_confidence(logits: Tensor, targets: Tensor) -> Tensor:
+    """Probability that a classifier gives to the true label, without gradient.
+
+    Args:
+        logits (Tensor): ``(B, K)``.
+        targets (Tensor): Labels ``(B,)``, or scores ``(B, K)`` of mixed images, of which every
+            label with a positive score counts.
+
+    Returns:
+        Tensor: ``(B,)`` float32 in [0, 1].
+    """
+    probabilities = logits.detach().float().softmax(dim=-1)
+    if targets.ndim == 1:
+        return probabilities.gather(1, targets[:, None])[:, 0]
+    return (probabilities * (targets > 0)).sum(dim=-1)
+
+
+def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over the channels of the squared difference of features ``(B, C)``: ``(B,)`` float32.
+
+    The teacher gets no gradient.
+    """
+    return (teacher.detach().float() - student.float()).square().mean(dim=-1)
+
+
+@MODELS.register_module()
+class TokenConsistencyLoss(nn.Module):
+    """Token reduction consistency of MCTF (arXiv 2403.10030, Sec. 3.4).
+
+    Draws the feature of an image whose tokens were fused much to the one whose tokens were fused
+    little. Only images that the classifier gets right with some confidence count.
+
+    Args:
+        loss_weight (float): Defaults to 3.
+        conf_thr (float, optional): An image counts where the probability of its label is above.
+            Defaults to 0.4; None for all images.
+    """
+
+    def __init__(self, loss_weight: float = 3.0, conf_thr: float | None = 0.4) -> None:
+        super().__init__()
+        if conf_thr is not None and not 0 <= conf_thr < 1:
+            raise ValueError(f'conf_thr must be in [0, 1) or None, got {conf_thr}')
+        self.loss_weight = loss_weight
+        self.conf_thr = conf_thr
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        logits: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of one batch, 0 where no image counts.
+
+        Args:
+            student (Tensor): Features ``(B, C)`` with many tokens fused.
+            teacher (Tensor): Features ``(B, C)`` with few tokens fused; no gradient.
+            logits (Tensor, optional): The student's ``(B, K)``, needed with ``conf_thr``.
+            targets (Tensor, optional): See :func:`label_confidence`, needed with ``conf_thr``.
+        """
+        distance = squared_distance(student, teacher)
+        if self.conf_thr is None:
+            return self.loss_weight * distance.mean()
+        keep = (label_confidence(logits, targets) > self.conf_thr).to(distance.dtype)
+        return self.loss_weight * (keep * distance).sum() / keep.sum().clamp(min=1)
