@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -57,11 +59,14 @@ class GoldenFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with np.load(self.path) as archive:
-            if 'meta' not in archive.files:
-                raise ValueError(f'{self.path} has no entry "meta": not a reference file')
-            self.meta: dict[str, Any] = json.loads(str(archive['meta']))
-            self._arrays = {key: archive[key] for key in archive.files if key != 'meta'}
+        try:
+            with np.load(self.path) as archive:
+                self._arrays = {key: archive[key] for key in archive.files}
+        except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+            raise ValueError(f'{self.path} cannot be read, copy it anew: {error}') from error
+        if 'meta' not in self._arrays:
+            raise ValueError(f'{self.path} has no entry "meta": not a reference file')
+        self.meta: dict[str, Any] = json.loads(str(self._arrays.pop('meta')))
         self.kind: str = self.meta['kind']
         self.config: dict[str, Any] = self.meta.get('config', {})
         self.cases: dict[str, dict[str, Any]] = self.meta.get('cases', {})

@@ -211,3 +211,11 @@ def test_finds_files_of_a_method(tmp_path, monkeypatch):
     assert found == ['m/a.npz', 'm/b.npz', 'm/deeper/c.npz']
     with pytest.raises(FileNotFoundError, match='VITDOWN_GOLDEN'):
         golden_files('nothing')
+
+
+def test_torn_file_is_named(tmp_path):
+    whole = golden_files('dcal')[0].read_bytes()
+    torn = tmp_path / 'torn.npz'
+    torn.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match='torn.npz cannot be read'):
+        GoldenFile(torn)

@@ -65,7 +65,8 @@ class VehicleID(ReIDDataset):
 
     13,164 vehicles for training; test lists of several sizes. Cameras are unknown. By the usual
     protocol one random image of each test vehicle is the gallery and all others are queries;
-    figures are commonly averaged over several draws, that is over ``split_seed``.
+    figures are commonly averaged over several draws: ``ReIDMetric(protocol='vehicleid')`` makes
+    ten and reports their mean, whatever ``split_seed`` drew.
 
     Args:
         data_root: Folder of the dataset.

@@ -74,7 +74,8 @@ def evaluate_ranking(
         gallery_features: (G, D), on the same device.
         query_ids: (Q,) integers.
         gallery_ids: (G,) integers. Identities no query has are distractors: always negatives.
-        query_cameras: (Q,) integers, or None for no removal of same-camera entries.
+        query_cameras: (Q,) integers, or None for no removal of same-camera entries. Every number is
+            a camera: where cameras are unknown, give None rather than -1.
         gallery_cameras: (G,) integers; both or neither.
         metric: ``'cosine'`` or ``'euclidean'`` (features as they are, not normalised).
         topk: Ranks k of CMC\@k.
