@@ -6,6 +6,7 @@ from .custom import CSVReIDDataset, FolderReIDDataset
 from .file_name_dataset import FileNameReIDDataset
 from .multi_source import MultiSourceReID
 from .packed import Nyala, Omniglot, PackedReIDDataset
+from .packed_cifar import PackedCIFAR
 from .person import CUHK03NP, MSMT17, DukeMTMCReID, Market1501, OccludedDuke
 from .samplers import IdentitySampler, training_labels
 from .synthetic_reid import SyntheticReID
@@ -24,6 +25,7 @@ __all__ = [
     'Nyala',
     'OccludedDuke',
     'Omniglot',
+    'PackedCIFAR',
     'PackedReIDDataset',
     'ReIDDataset',
     'SyntheticReID',

@@ -1,5 +1,6 @@
 """Transforms of re-ID pipelines that mmcv and mmpretrain lack."""
 
+from .conv_unlearnable import ConvUnlearnable, RandomConvBlur
 from .decoding import CorruptImageError, decode_image
 from .erasing import PixelRandomErasing
 from .formatting import PackReIDInputs
@@ -7,10 +8,12 @@ from .geometric import Letterbox
 from .loading import LoadReIDImage
 
 __all__ = [
+    'ConvUnlearnable',
     'CorruptImageError',
     'Letterbox',
     'LoadReIDImage',
     'PackReIDInputs',
     'PixelRandomErasing',
+    'RandomConvBlur',
     'decode_image',
 ]

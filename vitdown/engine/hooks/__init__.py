@@ -1,3 +1,4 @@
+from .adversarial_training_hook import DeconvolutionTrainingHook, PGDTrainingHook
 from .checkpoint_hook import SafeCheckpointHook
 from .compatibility_hook import CompatibilityHook
 from .epoch_seed_hook import EpochSeedHook
@@ -6,7 +7,9 @@ from .ranking_list_hook import RankingListHook
 
 __all__ = [
     'CompatibilityHook',
+    'DeconvolutionTrainingHook',
     'EpochSeedHook',
+    'PGDTrainingHook',
     'ProgressBarHook',
     'RankingListHook',
     'SafeCheckpointHook',

@@ -1,0 +1,143 @@
+"""Filtering of images: one at a time with the same bytes everywhere, or quickly in batches."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.linalg.blas import daxpy
+from torch import Tensor
+
+# Filter cells are rounded to multiples of 2**-26. Sums of cells times grey levels are then integers
+# that float64 holds exactly: no order of summation, no fused instruction changes a result.
+_FIXED_POINT = 2.0**26
+
+# Numbers filtered by one call: what a core's cache holds, or what keeps a GPU busy.
+_CHUNK = {'cpu': 2**18, 'cuda': 2**26}
+
+
+def correlate(img: np.ndarray, filt: np.ndarray) -> np.ndarray:
+    """Cross-correlation of every channel with one filter: zero padding, same size, no flip.
+
+    Args:
+        img: ``(H, W)`` or ``(H, W, C)`` uint8.
+        filt: ``(k, k)``, k odd.
+
+    Returns:
+        float64 of the image's shape, in grey levels. Exact for the filter rounded to float32 and
+        multiples of 2**-26 (as long as its cells sum to less than 2000).
+
+    Raises:
+        ValueError: The image is not uint8 or has another number of dimensions; the filter is not
+            square and odd.
+    """
+    if img.dtype != np.uint8 or img.ndim not in (2, 3):
+        raise ValueError(
+            f'Images to filter must be (H, W) or (H, W, C) uint8, got {img.dtype} of shape '
+            f'{img.shape}. Filter before images are converted or normalised.'
+        )
+    size = filt.shape[0]
+    if filt.shape != (size, size) or size % 2 == 0:
+        raise ValueError(f'A filter must be (k, k) with odd k, got shape {filt.shape}.')
+    height, width, channels = *img.shape[:2], int(np.prod(img.shape[2:]))
+    cells = np.rint(filt.astype(np.float32).astype(np.float64) * _FIXED_POINT)
+    # Rows share their padding, so a shift of the filter is a shift of the flattened image.
+    margin, row = size // 2, (width + size // 2) * channels
+    flat = np.zeros((height + 2 * margin) * row + 2 * margin * channels)
+    start = margin * row + margin * channels
+    inner = flat[start : start + height * row].reshape(height, row)
+    inner[:, : width * channels] = img.reshape(height, -1)
+    sums = np.zeros(height * row)
+    for y in range(size):
+        for x in range(size):
+            shift = y * row + x * channels
+            sums = daxpy(flat[shift : shift + sums.size], sums, a=cells[y, x])
+    sums /= _FIXED_POINT
+    return sums.reshape(height, row)[:, : width * channels].reshape(img.shape)
+
+
+def convolve_image(img: np.ndarray, filt: np.ndarray, grayscale: bool = False) -> np.ndarray:
+    """Filter one image and rescale it to the full range, with the same bytes on every machine.
+
+    Args:
+        img: ``(H, W)`` or ``(H, W, C)`` uint8, channels in any order.
+        filt: ``(k, k)`` filter, e.g. one of :func:`class_filters`; used for all channels.
+        grayscale: Replace the channels by their mean.
+
+    Returns:
+        uint8 of the image's shape, largest value 255. A black image comes back as it is.
+
+    Raises:
+        ValueError: See :func:`correlate`.
+    """
+    sums = correlate(img, filt)
+    if grayscale and img.ndim == 3:
+        sums = np.repeat(sums.sum(axis=2, keepdims=True), img.shape[2], axis=2)
+    peak = sums.max()
+    if peak <= 0:
+        return img.copy()
+    # Truncation toward zero, as in the paper's code. With cells above zero nothing is negative.
+    return np.clip(sums * 255 / peak, 0, 255).astype(np.uint8)
+
+
+def convolve_batch(
+    images: Tensor, filters: Tensor, labels: Tensor, grayscale: bool = False
+) -> Tensor:
+    """Filter a batch, each image with the filter of its class, by grouped convolutions.
+
+    In float32, like the paper's code, whose bytes it gives up to one level in fewer than 1e-4 of
+    the values; :func:`convolve_image` is the one that gives the same bytes everywhere.
+
+    Args:
+        images: ``(N, C, H, W)``, uint8, or floating point in 0..1.
+        filters: ``(K, k, k)``, k odd.
+        labels: ``(N,)`` integers below K.
+        grayscale: Replace the channels by their mean.
+
+    Returns:
+        Tensor of the images' shape, data type and device; the largest value of every image is 255
+        (uint8, truncated) or 1. Black images come back as they are.
+
+    Raises:
+        ValueError: Shapes or data types don't fit, a label is outside 0..K-1.
+    """
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(
+            f'images must be (N, C, H, W), uint8 or floating point, got {images.dtype} of shape '
+            f'{tuple(images.shape)}.'
+        )
+    if filters.ndim != 3 or filters.shape[1] != filters.shape[2] or filters.shape[1] % 2 == 0:
+        raise ValueError(f'filters must be (K, k, k) with odd k, got {tuple(filters.shape)}.')
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f'{len(images)} images need as many labels, got {tuple(labels.shape)}.')
+    if not len(images):
+        return images.clone()
+    if int(labels.min()) < 0 or int(labels.max()) >= len(filters):
+        raise ValueError(
+            f'labels must be 0 to {len(filters) - 1}, one for each filter, got '
+            f'{int(labels.min())} to {int(labels.max())}.'
+        )
+    filters = filters.to(images.device, torch.float32)
+    top = 255 if images.dtype == torch.uint8 else 1
+    step = max(1, _CHUNK.get(images.device.type, 2**22) // images[0].numel())
+    # TensorFloat-32 and mixed precision would cost the last bits of most values.
+    with (
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        torch.autocast(images.device.type, enabled=False),
+    ):
+        parts = [
+            _convolve(images[i : i + step], filters[labels[i : i + step]], grayscale, top)
+            for i in range(0, len(images), step)
+        ]
+    return torch.cat(parts)
+
+
+def _convolve(images: Tensor, filters: Tensor, grayscale: bool, top: int) -> Tensor:
+    number, channels, height, width = images.shape
+    planes = images.to(torch.float32).reshape(1, number * channels, height, width)
+    weight = filters.repeat_interleave(channels, dim=0)[:, None]
+    out = F.conv2d(planes, weight, padding=weight.shape[-1] // 2, groups=number * channels)
+    out = out.view(images.shape)
+    if grayscale:
+        out = out.mean(dim=1, keepdim=True).expand(images.shape)
+    peak = out.amax(dim=(1, 2, 3), keepdim=True)
+    scaled = (out * (top / peak)).clamp(0, top)
+    return torch.where(peak > 0, scaled, images).to(images.dtype)

@@ -1,0 +1,115 @@
+"""Filters and the choice of images, drawn from a seed.
+
+All numbers come from one stream of NumPy's legacy generator (MT19937), which NumPy keeps frozen, in
+the order of the paper's code, so that a seed gives the same filters everywhere and for ever. The
+global generator is not touched.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Seed = int | Sequence[int]
+
+
+def _check(num_classes: int, kernel_size: int, blur_parameter: float | None) -> None:
+    if num_classes < 1:
+        raise ValueError(f'num_classes must be at least 1, got {num_classes}.')
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}.')
+    if blur_parameter is not None and blur_parameter < 0:
+        raise ValueError(f'blur_parameter must not be negative, got {blur_parameter}.')
+
+
+def draw_filter(
+    random: np.random.RandomState,
+    kernel_size: int,
+    blur_parameter: float | None,
+    center: float | None = 1.0,
+) -> np.ndarray:
+    """Draw one filter ``(k, k)``: uniform cells, one random cell set to ``center``.
+
+    See :func:`class_filters` for the arguments; the stream advances as it does there.
+    """
+    high = 1.0 if blur_parameter is None else blur_parameter
+    # The paper's code draws a filter for each of three channels and uses the first for all.
+    cells = random.uniform(0, high, size=(3, kernel_size, kernel_size))[0]
+    if center is not None:
+        row = random.randint(kernel_size)
+        column = random.randint(kernel_size)
+        cells[row, column] = center
+    return cells
+
+
+def class_filters(
+    seed: Seed,
+    num_classes: int,
+    kernel_size: int = 3,
+    blur_parameter: float | None = 0.3,
+    center: float | None = 1.0,
+    same_filter: bool = False,
+) -> np.ndarray:
+    """One random filter a class (section 4 of the paper; bit-exact with its code).
+
+    Args:
+        seed: Seed of the stream: an integer below 2**32, or several 32-bit words.
+        num_classes: Number of classes K. More classes leave the filters of the first ones as they
+            are.
+        kernel_size: Odd side of the filters in pixels.
+        blur_parameter: Upper end of the uniform distribution of the cells; None means 1.
+        center: Value of one cell at a random place, which keeps the image recognisable; None
+            leaves all cells to the uniform distribution.
+        same_filter: Use class 0's filter for all classes: blur that tells no class apart, the
+            paper's control.
+
+    Returns:
+        ``(K, k, k)`` float64, not normalised. Each filter is meant for all channels of an image.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    _check(num_classes, kernel_size, blur_parameter)
+    random = np.random.RandomState(seed)
+    filters = [draw_filter(random, kernel_size, blur_parameter, center) for _ in range(num_classes)]
+    if same_filter:
+        filters = filters[:1] * num_classes
+    return np.stack(filters)
+
+
+def poison_draws(
+    seed: Seed, num_classes: int, kernel_size: int, num_images: int, center: float | None = 1.0
+) -> np.ndarray:
+    """The uniform number in [0, 1) that decides about each image, in the dataset's order.
+
+    The numbers follow those of the filters in the stream, so they depend on the number of classes,
+    the kernel size and whether there is a ``center``; the first n don't depend on ``num_images``.
+
+    Returns:
+        ``(num_images,)`` float64.
+    """
+    _check(num_classes, kernel_size, None)
+    random = np.random.RandomState(seed)
+    for _ in range(num_classes):
+        draw_filter(random, kernel_size, None, center)
+    return random.random_sample(num_images)
+
+
+def poison_mask(
+    seed: Seed,
+    num_classes: int,
+    kernel_size: int,
+    num_images: int,
+    fraction: float,
+    center: float | None = 1.0,
+) -> np.ndarray:
+    """Which images of a dataset are filtered when only a fraction of them is.
+
+    Returns:
+        ``(num_images,)`` bool: :func:`poison_draws` below ``fraction``.
+
+    Raises:
+        ValueError: ``fraction`` is outside 0..1.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f'The fraction of images to protect must be 0 to 1, got {fraction}.')
+    return poison_draws(seed, num_classes, kernel_size, num_images, center) < fraction

@@ -1,0 +1,149 @@
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from vitdown.models.attacks import deconvolution_attack, pgd_attack
+from vitdown.registry import HOOKS
+
+
+class AttackHook(Hook):
+    """Base of hooks that train on attacked images instead of the batch's own.
+
+    Works on every model that computes losses by ``forward(inputs, data_samples, mode='loss')``
+    and normalises by ``data_preprocessor.mean`` and ``std``: mmpretrain's classifiers and
+    ``ReIdentifier``. The attack sees pixels in 0..1. Model, checkpoint and evaluation stay as they
+    are; labels are not touched.
+    """
+
+    def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
+        """Attacked images ``(N, C, H, W)`` in 0..1, for such images."""
+        raise NotImplementedError
+
+    def before_train(self, runner: Runner) -> None:
+        model = getattr(runner.model, 'module', runner.model)
+        self._busy = False
+        self._handle = model.register_forward_pre_hook(self._replace_inputs, with_kwargs=True)
+
+    def after_train(self, runner: Runner) -> None:
+        self._handle.remove()
+
+    def _replace_inputs(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+        if self._busy or kwargs.get('mode') != 'loss':
+            return None
+        inputs, data_samples = kwargs.get('inputs'), kwargs.get('data_samples')
+        if inputs is None or data_samples is None:
+            raise TypeError(
+                f'{type(self).__name__}: {type(model).__name__} is called without inputs and '
+                'data_samples by name; it needs a data preprocessor that gives a dict of both, '
+                'such as mmpretrain.ClsDataPreprocessor.'
+            )
+        mean, std = _normalisation(model, inputs)
+        self._busy = True
+        try:
+            pixels = ((inputs * std + mean) / 255).clamp(0, 1)
+            attacked = self.attack(model, pixels, data_samples)
+        finally:
+            self._busy = False
+        return args, {**kwargs, 'inputs': (attacked * 255 - mean) / std}
+
+
+def _normalisation(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    preprocessor = model.data_preprocessor
+    mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+    if mean is None or std is None:
+        return inputs.new_zeros(1), inputs.new_ones(1)
+    return mean.to(inputs), std.to(inputs)
+
+
+def _loss(model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
+    mean, std = _normalisation(model, pixels)
+    losses = model(inputs=(pixels * 255 - mean) / std, data_samples=data_samples, mode='loss')
+    return model.parse_losses(losses)[0]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module returns to the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@HOOKS.register_module()
+class PGDTrainingHook(AttackHook):
+    """Adversarial training with projected gradient descent: every batch is attacked.
+
+    During the attack the model is in evaluation mode. The defaults are those of the experiments
+    with class-wise filters in the paper.
+
+    Args:
+        eps: Radius in pixel values of 0..1, e.g. 4/255 with ``'linf'`` and 0.5 with ``'l2'``.
+        norm: ``'linf'`` or ``'l2'``.
+        steps: Steps of the attack; training takes about ``steps + 1`` times as long.
+        alpha: Length of a step, ``1.5 * eps / steps`` by default.
+        random_start: See :func:`vitdown.models.attacks.pgd_attack`.
+    """
+
+    def __init__(
+        self,
+        eps: float = 4 / 255,
+        norm: str = 'linf',
+        steps: int = 10,
+        alpha: float | None = None,
+        random_start: bool = True,
+    ) -> None:
+        if norm not in ('linf', 'l2') or eps < 0 or steps < 1:
+            raise ValueError(
+                f"norm must be 'linf' or 'l2', eps not negative and steps at least 1, got "
+                f'{norm!r}, {eps} and {steps}.'
+            )
+        self.options = dict(eps=eps, norm=norm, steps=steps, alpha=alpha, random_start=random_start)
+
+    def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
+        with _evaluating(model):
+            return pgd_attack(
+                lambda images: _loss(model, images, data_samples), pixels, **self.options
+            )
+
+
+@HOOKS.register_module()
+class DeconvolutionTrainingHook(AttackHook):
+    """Adaptive defence against class-wise filters: training on adversarially deconvolved images.
+
+    Every batch gets fresh class-wise transposed convolutions that climb the loss for some steps
+    (deconvolution-based adversarial training, DAT). The model stays in training mode, so batch
+    norms see the attack's images too. Needs hard labels: no Mixup, no CutMix.
+
+    Args:
+        kernel_size: Odd side of the kernels; 3, 5 or 7 in the paper.
+        steps: Steps of the attack.
+        eta: Factor of the gradient.
+    """
+
+    def __init__(self, kernel_size: int = 7, steps: int = 10, eta: float = 0.1) -> None:
+        if kernel_size < 1 or kernel_size % 2 == 0 or steps < 1:
+            raise ValueError(
+                f'kernel_size must be odd and steps at least 1, got {kernel_size} and {steps}.'
+            )
+        self.options = dict(kernel_size=kernel_size, steps=steps, eta=eta)
+
+    def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
+        if any('gt_label' not in sample or 'gt_score' in sample for sample in data_samples):
+            raise ValueError(
+                'DeconvolutionTrainingHook needs one class an image (gt_label); take Mixup and '
+                'CutMix out of the batch augments.'
+            )
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+
+        def loss(images: Tensor, index: Tensor) -> Tensor:
+            return _loss(model, images, [data_samples[i] for i in index.tolist()])
+
+        return deconvolution_attack(loss, pixels, labels, **self.options)[0]
