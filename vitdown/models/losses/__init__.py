@@ -8,6 +8,7 @@ from .distillation import (
     nkd_loss,
 )
 from .metric_learning import MetricLearningLoss
+from .token_consistency import TokenConsistencyLoss
 from .triplet_loss import TripletLoss, batch_hard_triplet_loss
 from .uncertainty import UncertaintyWeightedLoss
 from .uskd import USKDLoss, uskd_loss
@@ -19,6 +20,7 @@ __all__ = [
     'KDLoss',
     'MetricLearningLoss',
     'NKDLoss',
+    'TokenConsistencyLoss',
     'TripletLoss',
     'USKDLoss',
     'UncertaintyWeightedLoss',
