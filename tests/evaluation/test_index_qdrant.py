@@ -135,3 +135,12 @@ def test_foreign_collections_and_missing_servers_are_named(client):
     absent = QdrantClient('http://127.0.0.1:9', check_compatibility=False)
     with pytest.raises(ConnectionError, match='no Qdrant server answers'):
         QdrantGallery(absent, 'g', DIM)
+
+
+def test_a_collection_is_opened_by_its_name_alone(client):
+    made = QdrantGallery(client, 'people', 8, metric='euclidean', model='abc')
+    made.add(np.eye(3, 8, dtype=np.float32), metadata={'camera': [1, 2, 3]})
+    gallery = QdrantGallery.open(client, 'people')
+    assert (gallery.dim, gallery.metric, gallery.model, len(gallery)) == (8, 'euclidean', 'abc', 3)
+    with pytest.raises(FileNotFoundError, match="no Qdrant collection 'animals'"):
+        QdrantGallery.open(client, 'animals')

@@ -129,3 +129,10 @@ def test_other_directories_are_left_alone(tmp_path):
         filled(count=20).save(tmp_path)
     with pytest.raises(FileNotFoundError, match='holds no gallery'):
         GalleryIndex.load(tmp_path)
+
+
+def test_the_name_of_the_model_is_kept(tmp_path):
+    gallery = GalleryIndex(4, model='abc')
+    gallery.add(np.eye(4, dtype=np.float32))
+    gallery.save(tmp_path / 'gallery')
+    assert GalleryIndex.load(tmp_path / 'gallery').model == 'abc'

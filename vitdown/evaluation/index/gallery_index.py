@@ -44,6 +44,8 @@ class GalleryIndex:
         metric (str): ``'cosine'`` or ``'euclidean'`` (L2). Defaults to ``'cosine'``.
         effort (int, optional): How much an approximate index looks at: lists of an IVF (default:
             1/32 of them, at least 8), candidates of an HNSW (default: 64).
+        model (str): Name of the model whose features these are, kept with the gallery; see
+            :func:`vitdown.apis.fingerprint`. Defaults to ``''``, unknown.
 
     Raises:
         ValueError: If an argument is not valid or FAISS refuses the factory string.
@@ -57,7 +59,12 @@ class GalleryIndex:
     """
 
     def __init__(
-        self, dim: int, factory: str = 'Flat', metric: str = 'cosine', effort: int | None = None
+        self,
+        dim: int,
+        factory: str = 'Flat',
+        metric: str = 'cosine',
+        effort: int | None = None,
+        model: str = '',
     ):
         if metric not in METRICS:
             raise ValueError(f'metric must be one of {METRICS}, not {metric!r}')
@@ -74,6 +81,7 @@ class GalleryIndex:
         if 'IDMap' in factory:
             raise ValueError(f'{factory!r}: GalleryIndex keeps ids itself, leave IDMap out')
         self.dim, self.factory, self.metric, self.effort = dim, factory, metric, effort
+        self.model = model
         set_effort(self._index, effort)
         self._ids = np.empty(0, dtype=np.int64)
         self._alive = np.empty(0, dtype=bool)
@@ -305,6 +313,7 @@ class GalleryIndex:
             'factory': self.factory,
             'metric': self.metric,
             'effort': self.effort,
+            'model': self.model,
             'next_id': self._next_id,
         }
         save_gallery(path, self._index, arrays, settings)

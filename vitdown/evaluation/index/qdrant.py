@@ -30,6 +30,7 @@ from .metadata import Between, Columns, append_columns, as_columns, as_values, c
 from .result import SearchResult, worst_score
 
 _DISTANCES = {'cosine': models.Distance.COSINE, 'euclidean': models.Distance.EUCLID}
+_METRICS = {distance: metric for metric, distance in _DISTANCES.items()}
 _INDEXES = {
     'b': models.PayloadSchemaType.BOOL,
     'i': models.PayloadSchemaType.INTEGER,
@@ -39,6 +40,7 @@ _INDEXES = {
     'M': models.PayloadSchemaType.DATETIME,
 }
 _SCHEMA = 'vitdown_columns'
+_MODEL = 'vitdown_model'
 _POINTS_PER_CALL = 1024
 _QUERIES_PER_CALL = 64
 
@@ -62,6 +64,8 @@ class QdrantGallery:
         shards (int, optional): Shards of a new collection. Defaults to the server's choice.
         replicas (int, optional): Copies of each shard of a new collection, on different nodes.
             Defaults to the server's choice.
+        model (str): Name of the model whose features these are, kept with a new collection; that
+            of an old one stays. Defaults to ``''``, unknown.
 
     Raises:
         ConnectionError: If no server answers.
@@ -83,6 +87,7 @@ class QdrantGallery:
         effort: int | None = None,
         shards: int | None = None,
         replicas: int | None = None,
+        model: str = '',
     ):
         if metric not in METRICS:
             raise ValueError(f'metric must be one of {METRICS}, not {metric!r}')
@@ -90,20 +95,34 @@ class QdrantGallery:
             raise ValueError(f'dim and effort must be positive, not {dim} and {effort}')
         self.client, self.collection = client, collection
         self.dim, self.metric, self.effort = dim, metric, effort
-        try:
-            exists = client.collection_exists(collection)
-        except ResponseHandlingException as error:
-            raise ConnectionError(f'no Qdrant server answers: {error}') from error
-        if not exists:
+        if not _exists(client, collection):
             client.create_collection(
                 collection,
                 vectors_config=models.VectorParams(size=dim, distance=_DISTANCES[metric]),
                 shard_number=shards,
                 replication_factor=replicas,
-                metadata={_SCHEMA: None},
+                metadata={_SCHEMA: None, _MODEL: model},
             )
         self._types = self._read_types()
         self._next_id: int | None = None
+
+    @classmethod
+    def open(
+        cls, client: QdrantClient, collection: str, effort: int | None = None
+    ) -> QdrantGallery:
+        """A collection that is there already, with its dimensions and metric.
+
+        Raises:
+            ConnectionError: If no server answers.
+            FileNotFoundError: If there is no such collection.
+            ValueError: If it isn't one of this class.
+        """
+        if not _exists(client, collection):
+            raise FileNotFoundError(f'there is no Qdrant collection {collection!r}')
+        vectors = client.get_collection(collection).config.params.vectors
+        if not isinstance(vectors, models.VectorParams) or vectors.distance not in _METRICS:
+            raise _foreign(collection)
+        return cls(client, collection, vectors.size, _METRICS[vectors.distance], effort)
 
     def __len__(self) -> int:
         return self.client.count(self.collection, exact=True).count
@@ -113,6 +132,11 @@ class QdrantGallery:
             f'QdrantGallery({len(self)} vectors in {self.collection!r}, dim={self.dim}, '
             f'metric={self.metric!r}, metadata={sorted(self._types or {})})'
         )
+
+    @property
+    def model(self) -> str:
+        """Name of the model whose features these are, ``''`` if unknown."""
+        return self.client.get_collection(self.collection).config.metadata.get(_MODEL, '')
 
     @property
     def ids(self) -> np.ndarray:
@@ -302,10 +326,7 @@ class QdrantGallery:
         config = self.client.get_collection(self.collection).config
         vectors = config.params.vectors
         if not isinstance(vectors, models.VectorParams) or _SCHEMA not in (config.metadata or {}):
-            raise ValueError(
-                f'the collection {self.collection!r} was not made by QdrantGallery: choose another '
-                'name'
-            )
+            raise _foreign(self.collection)
         if (vectors.size, vectors.distance) != (self.dim, _DISTANCES[self.metric]):
             raise ValueError(
                 f'the collection {self.collection!r} holds vectors of {vectors.size} dimensions '
@@ -325,6 +346,19 @@ class QdrantGallery:
         written = {name: dtype.str for name, dtype in types.items()}
         self.client.update_collection(self.collection, metadata={_SCHEMA: written})
         self._types = types
+
+
+def _exists(client: QdrantClient, collection: str) -> bool:
+    try:
+        return client.collection_exists(collection)
+    except ResponseHandlingException as error:
+        raise ConnectionError(f'no Qdrant server answers: {error}') from error
+
+
+def _foreign(collection: str) -> ValueError:
+    return ValueError(
+        f'the collection {collection!r} was not made by QdrantGallery: choose another name'
+    )
 
 
 def _payloads(columns: Columns, length: int) -> list[dict]:
