@@ -4,6 +4,7 @@ from .compatibility_hook import CompatibilityHook
 from .epoch_seed_hook import EpochSeedHook
 from .progress_bar_hook import ProgressBarHook
 from .ranking_list_hook import RankingListHook
+from .token_consistency_hook import TokenConsistencyHook
 
 __all__ = [
     'CompatibilityHook',
@@ -13,4 +14,5 @@ __all__ = [
     'ProgressBarHook',
     'RankingListHook',
     'SafeCheckpointHook',
+    'TokenConsistencyHook',
 ]

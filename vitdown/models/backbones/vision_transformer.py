@@ -1,5 +1,6 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,8 +197,15 @@ class VisionTransformer(MMPretrainVisionTransformer):
         self.sie = SideInformationEmbedding(self.embed_dims, **sie) if sie else None
         self.token_fusion = None
         if token_fusion:
-            policy = dict(num_layers=self.num_layers, num_protected=self.num_extra_tokens)
-            self.token_fusion = MODELS.build({**token_fusion, **policy})
+            self.token_fusion = MODELS.build(
+                dict(
+                    _scope_='vitdown',  # also inside of another package's model
+                    num_layers=self.num_layers,
+                    num_protected=self.num_extra_tokens,
+                    **token_fusion,
+                )
+            )
+        self._fusion_r = None
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages
         self._freeze_stages()
@@ -277,6 +285,19 @@ class VisionTransformer(MMPretrainVisionTransformer):
             x = x + self.sie(self.sie.index(camera_ids, view_ids))
         return self.pre_norm(self.drop_after_pos(x)), patch_resolution
 
+    @contextmanager
+    def override_fusion(self, r: int | float) -> Iterator[None]:
+        """Fuse ``r`` tokens in each active layer inside of this context; 0 for none.
+
+        For callers that reach the backbone by way of a whole model; ``fusion_r`` of
+        :meth:`forward` and :meth:`forward_tokens` does the same for one call.
+        """
+        previous, self._fusion_r = self._fusion_r, r
+        try:
+            yield
+        finally:
+            self._fusion_r = previous
+
     def _run_layers(
         self,
         x: Tensor,
@@ -288,7 +309,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         """Yield after each layer its tokens, head-averaged attention (or factors, None), state."""
         if fusion_r is not None and self.token_fusion is None:
             raise ValueError('fusion_r needs a backbone with token_fusion')
-        state = FusionState(r=fusion_r)
+        state = FusionState(r=self._fusion_r if fusion_r is None else fusion_r)
         options = (need_weights, partner, partner_stream)
         for i, layer in enumerate(self.layers):
             run, *args = (layer, x, None, *options)

@@ -96,6 +96,9 @@ class JPMHead(ReIDHead):
     def features(self, feats) -> list[Tensor]:
         """Global feature and local ones, ``(B, D)`` each, from ``TokenFeatures``."""
         tokens = feats.last_layer_input
+        if feats.last_layer_source is not None:
+            # The jigsaw is one of places: every patch gets the token that it was fused into.
+            tokens = tokens.take_along_dim(feats.last_layer_source[..., None], dim=1)
         cls_token, patches = tokens[:, :1], tokens[:, 1:]
         num_patches = patches.shape[1]
         run = num_patches // self.num_groups

@@ -53,16 +53,13 @@ def match_bipartite(
     num_kept_even = num_even - r_even
 
     likes, partner = scores.max(dim=2)
-    order = likes.argsort(dim=1, descending=True, stable=True)
-    leaves = torch.zeros_like(likes, dtype=torch.bool).scatter(1, order[:, :r_even], True)
-    if sort_kept:
-        even_slots = (~leaves).cumsum(dim=1) - 1
-    else:
-        even_slots = _ranks(order) - r_even
+    rank = rank_scores(likes)
+    leaves = rank < r_even
+    even_slots = (~leaves).cumsum(dim=1) - 1 if sort_kept else rank - r_even
     if bidirectional:
         remaining = scores.masked_fill(leaves[..., None], float('-inf'))
         likes, target = remaining.max(dim=1)
-        rank = _ranks(likes.argsort(dim=1, descending=True, stable=True))
+        rank = rank_scores(likes)
         odd_slots = torch.where(
             rank < r_odd, even_slots.gather(1, target), num_kept_even + rank - r_odd
         )
@@ -76,9 +73,18 @@ def match_bipartite(
     return Assignment(slots, slots.shape[1] - r)
 
 
-def _ranks(order: Tensor) -> Tensor:
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter(1, order, places)
+def rank_scores(scores: Tensor) -> Tensor:
+    """Place of each score ``(B, N)`` in descending order; of equal ones the first comes first.
+
+    Counts what is ahead of each instead of sorting: the same on every device, exportable, and
+    quick for as many scores as an image has tokens. NaN comes last, so that these always are the
+    numbers 0 to N - 1.
+    """
+    scores = scores.nan_to_num(float('-inf'), float('inf'), float('-inf'))
+    mine, other = scores[:, :, None], scores[:, None, :]
+    num = scores.shape[1]
+    earlier = torch.ones(num, num, dtype=torch.bool, device=scores.device).tril(-1)
+    return ((other > mine) | ((other == mine) & earlier)).sum(dim=2)
 
 
 def _interleave(first: Tensor, second: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Throughput of a DeiT without token fusion, with ToMe and with MCTF, in one interleaved run.
+
+Every round runs all models once, in an order drawn anew; the table gives the medians over the
+rounds, and ratios of the medians. ``MCTF, plain form`` computes what the official code does, step
+by step, with the same result as ``MCTF``.
+
+    python benchmarks/token_fusion.py --arch deit-small --batch-size 8 --rounds 35 --threads 1
+"""
+
+import argparse
+import random
+import statistics
+import time
+
+import torch
+
+from benchmarks.plain_mctf import PlainMCTF
+from vitdown.models.backbones import VisionTransformer
+
+PLAIN = 'plain'
+MCTF_16, MCTF_PLAIN_FORM = 'MCTF r=16', 'MCTF r=16, plain form'
+POLICIES = {
+    PLAIN: None,
+    'ToMe r=13': dict(type='ToMe', r=13),
+    'ToMe r=16': dict(type='ToMe', r=16),
+    MCTF_16: dict(type='MCTF', r=16),
+    MCTF_PLAIN_FORM: dict(type='MCTF', r=16),
+    'MCTF r=16, exact attention': dict(type='MCTF', r=16, attention='exact'),
+    'MCTF-fast': dict(type='MCTF', r=0.35, layers=[3, 6, 9]),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--arch', default='deit-small')
+    parser.add_argument('--batch-size', type=int, default=8)
+    parser.add_argument('--rounds', type=int, default=35)
+    parser.add_argument('--warmup', type=int, default=3)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
+    parser.add_argument('--compile', action='store_true', help='run under torch.compile')
+    return parser.parse_args()
+
+
+def build(arch: str) -> dict[str, VisionTransformer]:
+    """Models with the same weights."""
+    models = {
+        name: VisionTransformer(arch, token_fusion=policy).eval()
+        for name, policy in POLICIES.items()
+    }
+    models[MCTF_PLAIN_FORM].token_fusion = PlainMCTF(num_layers=12, r=16).eval()
+    torch.manual_seed(0)
+    for parameter in models[PLAIN].parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.trunc_normal_(parameter, std=0.05)
+    for model in models.values():
+        model.load_state_dict(models[PLAIN].state_dict())
+    return models
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    dtype = getattr(torch, args.dtype)
+    models = {name: m.to(device, dtype) for name, m in build(args.arch).items()}
+    images = torch.randn(args.batch_size, 3, 224, 224, device=device, dtype=dtype)
+    difference = (models[MCTF_16](images)[-1] - models[MCTF_PLAIN_FORM](images)[-1]).abs().max()
+    print(f'largest difference between MCTF and its plain form: {difference:.1e}')
+    if args.compile:
+        models = {name: torch.compile(model) for name, model in models.items()}
+
+    seconds = {name: [] for name in models}
+    order = list(models)
+    for round_ in range(args.warmup + args.rounds):
+        random.Random(round_).shuffle(order)
+        for name in order:
+            synchronize(device)
+            start = time.perf_counter()
+            models[name](images)
+            synchronize(device)
+            if round_ >= args.warmup:
+                seconds[name].append(time.perf_counter() - start)
+
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    place = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
+    print(
+        f'{place}, {args.threads} threads, {args.dtype}, {args.arch}, batch {args.batch_size}, '
+        f'{args.rounds} rounds\n'
+    )
+    print('| model | ms / batch | images/s | against plain |')
+    print('| --- | --- | --- | --- |')
+    for name, median in medians.items():
+        rate, ratio = args.batch_size / median, medians[PLAIN] / median
+        print(f'| {name} | {median * 1e3:.0f} | {rate:.1f} | {ratio:.2f} |')
+    gain = medians[MCTF_PLAIN_FORM] / medians[MCTF_16]
+    print(f'\nMCTF against its plain form: {gain:.2f}')
+
+
+if __name__ == '__main__':
+    main()

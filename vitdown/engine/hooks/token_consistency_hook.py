@@ -1,0 +1,169 @@
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmengine.dist import broadcast_object_list
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vitdown.models.losses.token_consistency import TokenConsistencyLoss
+from vitdown.models.token_fusion.base import check_r
+from vitdown.registry import HOOKS
+
+
+@HOOKS.register_module()
+class TokenConsistencyHook(Hook):
+    """Train with token fusion as MCTF does (arXiv 2403.10030, Sec. 3.4).
+
+    In every iteration the images go through the model a second time with fewer tokens fused. That
+    "teacher" has the same weights and the same losses; the class token of the first pass, the
+    "student", is drawn to the teacher's, for the images that the student's classifier gets right
+    with some confidence. How many tokens the teacher fuses is drawn for each iteration, the same
+    number on all processes and after resuming. Batch norms keep the student's statistics only.
+
+    Works with any classifier of mmpretrain and with ``ReIdentifier``, on a backbone of vitdown
+    with ``token_fusion``, class token and final norm. The losses that it adds are
+    ``loss_consistency`` and the model's own with the prefix ``teacher_``.
+
+    Args:
+        r_max (int | float): The teacher fuses 0, 1 ... ``r_max - 1`` tokens in each active layer,
+            or below 1 a fraction of 0, 0.01 ... ``r_max - 0.01``. 0 for none at all. Defaults
+            to 8.
+        loss_weight (float): Weight of the consistency. Defaults to 3.
+        teacher_loss_weight (float): Weight of the teacher's own losses. Defaults to 1.
+        conf_thr (float, optional): See :class:`TokenConsistencyLoss`. Defaults to 0.4.
+    """
+
+    def __init__(
+        self,
+        r_max: int | float = 8,
+        loss_weight: float = 3.0,
+        teacher_loss_weight: float = 1.0,
+        conf_thr: float | None = 0.4,
+    ) -> None:
+        check_r(r_max, 'r_max')
+        self.r_max = r_max
+        self.teacher_loss_weight = teacher_loss_weight
+        self.consistency = TokenConsistencyLoss(loss_weight, conf_thr)
+        self._handles: list = []
+        self._captured: dict[str, Tensor] = {}
+        self._r: int | float = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Watch the model's forward passes.
+
+        Raises:
+            ValueError: If the model has no token fusion, class token, final norm or classifier.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        backbone = model.backbone
+        if getattr(backbone, 'token_fusion', None) is None:
+            raise ValueError(
+                'TokenConsistencyHook needs token fusion, e.g. '
+                "model.backbone.token_fusion=dict(type='MCTF', r=16)"
+            )
+        if backbone.cls_token is None or not backbone.final_norm:
+            raise ValueError(
+                'TokenConsistencyHook needs a backbone with class token and final norm'
+            )
+        seed = [runner.seed]
+        broadcast_object_list(seed)
+        self._seed = seed[0]
+        self._handles = [
+            model.register_forward_hook(self._add_losses, with_kwargs=True),
+            backbone.ln1.register_forward_hook(self._capture('tokens')),
+        ]
+        if self.consistency.conf_thr is not None:
+            classifier = find_classifier(model.head)
+            self._handles.append(classifier.register_forward_hook(self._capture('logits')))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        self._captured.clear()
+        self._r = draw_r(self.r_max, self._seed, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._captured.clear()
+
+    def _capture(self, name: str):
+        def keep_first(module: nn.Module, args: tuple, output: Tensor) -> None:
+            self._captured.setdefault(name, output)
+
+        return keep_first
+
+    def _add_losses(
+        self, model: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        call = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        student = dict(self._captured)
+        self._captured.clear()
+        if call.get('mode') != 'loss' or not model.training:
+            return None
+        with model.backbone.override_fusion(self._r), frozen_statistics(model):
+            # Not model(...), which would come back here.
+            teacher_losses = model.forward(*args, **kwargs)
+        teacher = dict(self._captured)
+        self._captured.clear()
+        batch = len(call['data_samples'])
+        consistency = self.consistency(
+            student['tokens'][:batch, 0],
+            teacher['tokens'][:batch, 0],
+            student.get('logits'),
+            get_targets(call['data_samples']),
+        )
+        weighted = {
+            f'teacher_{name}': self.teacher_loss_weight * value
+            for name, value in teacher_losses.items()
+            if 'loss' in name
+        }
+        return {**losses, **weighted, 'loss_consistency': consistency}
+
+
+def draw_r(r_max: int | float, seed: int, iteration: int) -> int | float:
+    """Number of tokens for the teacher, a function of seed and iteration; see ``r_max`` above."""
+    choices = r_max if r_max >= 1 else int(100 * r_max)
+    drawn = int(np.random.default_rng([seed, iteration]).integers(max(1, choices)))
+    return drawn if r_max >= 1 else drawn / 100
+
+
+def find_classifier(head: nn.Module) -> nn.Linear:
+    """The linear layer of a head that has one output a class; the first one of several.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    classes = getattr(head, 'num_classes', None)
+    for module in head.modules():
+        if isinstance(module, nn.Linear) and module.out_features == classes:
+            return module
+    raise ValueError(
+        f'{type(head).__name__} has no linear classifier to tell the confidence of the student; '
+        'set conf_thr=None in TokenConsistencyHook'
+    )
+
+
+def get_targets(data_samples: list) -> Tensor:
+    """Labels ``(B,)`` of data samples, or scores ``(B, K)`` where images were mixed."""
+    if 'gt_score' in data_samples[0]:
+        return torch.stack([sample.gt_score for sample in data_samples])
+    return torch.cat([sample.gt_label for sample in data_samples])
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms use the statistics of the batch, but do not keep them."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
