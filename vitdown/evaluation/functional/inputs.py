@@ -56,7 +56,7 @@ def as_features(features: Features, name: str) -> torch.Tensor:
 def check_finite(features: torch.Tensor, name: str) -> None:
     """Raise ValueError if a row holds NaN or infinity."""
     # Sums tell quickly which rows may be broken; a sum of finite values can overflow, too.
-    broken = (~torch.isfinite(features.sum(dim=1, dtype=torch.float64))).nonzero()[:, 0]
+    broken = (~torch.isfinite(features.sum(dim=1))).nonzero()[:, 0]
     if len(broken):
         broken = broken[~torch.isfinite(features[broken]).all(dim=1)]
     if len(broken):

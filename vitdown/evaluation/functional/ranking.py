@@ -79,8 +79,9 @@ def evaluate_ranking(
         gallery_cameras: (G,) integers; both or neither.
         metric: ``'cosine'`` or ``'euclidean'`` (features as they are, not normalised).
         topk: Ranks k of CMC\@k.
-        max_memory_mb: Bound, in MiB, of the memory for scores. One float32 copy of the features
-            comes on top. It changes speed, not results.
+        max_memory_mb: Bound, in MiB, of the memory for scores. It changes speed, not results. A
+            float32 copy of the queries comes on top, and for other than cosines of float32 features
+            one of the gallery.
         self_index: (Q,) for queries that are gallery images too: index of the query in the gallery,
             which is then left out of its ranking; -1 for queries that are not.
         return_per_query: Add arrays of the single queries to the result.

@@ -83,7 +83,13 @@ class FeatureScores:
         self.tolerance = (steps * 2.0**-24 * magnitude).float()
         self.tie = 16 * steps * 2.0**-53 * magnitude
         self._query32 = self._prepare32(self._query, self._query_scale)
-        self._gallery32 = self._prepare32(self._gallery, self._gallery_scale)
+        self._column_scale = None
+        if metric == 'cosine' and self._fits_products(self._gallery, self._gallery_scale):
+            # Scaling the scores instead saves a copy of the gallery.
+            self._gallery32 = self._gallery
+            self._column_scale = (1 / self._gallery_scale).float()
+        else:
+            self._gallery32 = self._prepare32(self._gallery, self._gallery_scale)
         self._buffer: torch.Tensor | None = None
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
@@ -97,6 +103,8 @@ class FeatureScores:
         out = self._buffer[: stop - start]
         with full_precision(self.device):
             torch.mm(self._query32[start:stop], self._gallery32.t(), out=out)
+        if self._column_scale is not None:
+            out *= self._column_scale
         if self._half_square is not None:
             out -= self._half_square
         return out
@@ -155,6 +163,12 @@ class FeatureScores:
         lengths = _lengths(self._query, self._offset) / self._query_scale
         squares = lengths.square()[:, None] - 2 * scores.double()
         return (-squares.clamp_(min=0).sqrt() * self._query_scale[:, None]).to(scores.dtype)
+
+    @staticmethod
+    def _fits_products(features: torch.Tensor, lengths: torch.Tensor) -> bool:
+        """Whether float32 products with vectors of length 1 neither overflow nor vanish."""
+        low, high = lengths.aminmax()
+        return features.dtype == torch.float32 and bool((low > 1e-12) & (high < 1e12))
 
     def _prepare(self, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Features as they enter the product, in float64."""

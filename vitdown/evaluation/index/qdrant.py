@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -338,9 +339,7 @@ class QdrantGallery:
     def _write_types(self, types: dict[str, np.dtype]) -> None:
         # Times are kept to the microsecond.
         types = {n: np.dtype('M8[us]') if t.kind == 'M' else t for n, t in types.items()}
-        with warnings.catch_warnings():
-            # Local mode filters without payload indexes, and says so each time.
-            warnings.simplefilter('ignore', UserWarning)
+        with _quiet_local_mode():
             for name, dtype in types.items():
                 self.client.create_payload_index(self.collection, name, _INDEXES[dtype.kind])
         written = {name: dtype.str for name, dtype in types.items()}
@@ -359,6 +358,14 @@ def _foreign(collection: str) -> ValueError:
     return ValueError(
         f'the collection {collection!r} was not made by QdrantGallery: choose another name'
     )
+
+
+@contextmanager
+def _quiet_local_mode() -> Iterator[None]:
+    """Local mode does without payload indexes and search parameters, and warns each time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)
+        yield
 
 
 def _payloads(columns: Columns, length: int) -> list[dict]:
