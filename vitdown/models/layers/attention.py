@@ -14,9 +14,12 @@ class MultiheadAttention(BaseModule):
 
     Args:
         embed_dims (int): Width C of the tokens.
-        num_heads (int): Number of heads H; must divide ``embed_dims``.
+        num_heads (int): Number of heads H; must divide ``embed_dims`` unless both ``qk_dims`` and
+            ``v_dims`` are given.
         qkv_bias (bool): Whether ``qkv`` has a bias. Defaults to True.
-        qk_scale (float, optional): Factor on ``q @ k.T``. Defaults to ``head_dims ** -0.5``.
+        qk_scale (float, optional): Factor on ``q @ k.T``. Defaults to ``qk_dims ** -0.5``.
+        qk_dims (int, optional): Channels of a head's queries and keys. Defaults to C // H.
+        v_dims (int, optional): Channels of a head's values. Defaults to C // H.
         attn_drop (float): Dropout rate on the attention weights. Defaults to 0.
         proj_drop (float): Dropout rate after the output projection. Defaults to 0.
         drop_path (float): Stochastic depth rate of this residual branch. Defaults to 0.
@@ -30,6 +33,8 @@ class MultiheadAttention(BaseModule):
         num_heads: int,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
+        qk_dims: int | None = None,
+        v_dims: int | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
@@ -37,16 +42,17 @@ class MultiheadAttention(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if embed_dims % num_heads:
+        if embed_dims % num_heads and None in (qk_dims, v_dims):
             raise ValueError(f'num_heads={num_heads} does not divide embed_dims={embed_dims}')
         self.embed_dims = embed_dims
         self.num_heads = num_heads
-        self.head_dims = embed_dims // num_heads
-        self.scale = self.head_dims**-0.5 if qk_scale is None else qk_scale
+        self.qk_dims = qk_dims or embed_dims // num_heads
+        self.v_dims = v_dims or embed_dims // num_heads
+        self.scale = self.qk_dims**-0.5 if qk_scale is None else qk_scale
         self.attn_drop = attn_drop
 
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.qkv = nn.Linear(embed_dims, sum(self.part_sizes), bias=qkv_bias)
+        self.proj = nn.Linear(num_heads * self.v_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
         self.out_drop = build_dropout(dict(type='DropPath', drop_prob=drop_path))
         self.gamma1 = (
@@ -55,11 +61,23 @@ class MultiheadAttention(BaseModule):
             else nn.Identity()
         )
 
+    @property
+    def part_sizes(self) -> tuple[int, int, int]:
+        """Rows of ``qkv`` that belong to queries, keys and values."""
+        return tuple(self.num_heads * dims for dims in (self.qk_dims, self.qk_dims, self.v_dims))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """``(B, N, H * d)`` to ``(B, H, N, d)``."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of tokens ``(B, N, C)``, each ``(B, H, N, C // H)``."""
-        batch, num_tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, num_tokens, 3, self.num_heads, self.head_dims)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        """Queries, keys and values of tokens ``(B, N, C)``.
+
+        Returns:
+            tuple: Queries and keys ``(B, H, N, qk_dims)``, values ``(B, H, N, v_dims)``.
+        """
+        parts = self.qkv(x).split(self.part_sizes, dim=-1)
+        return tuple(self._split_heads(part) for part in parts)
 
     def project_local_qkv(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of some tokens, keys and values of all.
@@ -75,18 +93,20 @@ class MultiheadAttention(BaseModule):
             # A replaced layer (quantized, adapted) has to see the tokens itself.
             query, key, value = self.project_qkv(x)
             return query.take_along_dim(rows[:, None, :, None], dim=2), key, value
-        sizes = (self.embed_dims, 2 * self.embed_dims)
-        bias_q, bias_kv = (None, None) if self.qkv.bias is None else self.qkv.bias.split(sizes)
-        weight_q, weight_kv = self.qkv.weight.split(sizes)
         local = x.take_along_dim(rows[..., None], dim=1)
-        heads = (self.num_heads, self.head_dims)
-        query = F.linear(local, weight_q, bias_q).unflatten(-1, heads).transpose(1, 2)
-        key_value = F.linear(x, weight_kv, bias_kv).unflatten(-1, (2, *heads))
-        return query, *key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        return *self._project_part(local, 0, 1), *self._project_part(x, 1, 3)
 
     def project_qk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys alone of tokens ``(B, N, C)``, each ``(B, H, N, d)``."""
         return self._project_part(x, 0, 2)
+
+    def project_q(self, x: Tensor) -> Tensor:
+        """Queries alone of tokens ``(B, N, C)``: ``(B, H, N, d)``."""
+        return self._project_part(x, 0, 1)[0]
+
+    def project_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values alone of tokens ``(B, N, C)``, each ``(B, H, N, d)``."""
+        return self._project_part(x, 1, 3)
 
     def project_v(self, x: Tensor) -> Tensor:
         """Values alone of tokens ``(B, N, C)``: ``(B, H, N, d)``."""
@@ -96,11 +116,11 @@ class MultiheadAttention(BaseModule):
         if type(self.qkv) is not nn.Linear:
             # A replaced layer (quantized, adapted) computes all or nothing.
             return self.project_qkv(x)[begin:end]
-        rows = slice(begin * self.embed_dims, end * self.embed_dims)
+        sizes = self.part_sizes
+        rows = slice(sum(sizes[:begin]), sum(sizes[:end]))
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        parts = F.linear(x, self.qkv.weight[rows], bias)
-        parts = parts.unflatten(-1, (end - begin, self.num_heads, self.head_dims))
-        return parts.permute(2, 0, 3, 1, 4).unbind(0)
+        parts = F.linear(x, self.qkv.weight[rows], bias).split(sizes[begin:end], dim=-1)
+        return tuple(self._split_heads(part) for part in parts)
 
     def mix(
         self,
@@ -113,7 +133,7 @@ class MultiheadAttention(BaseModule):
         """Softmax attention before the output projection; see :meth:`attend`.
 
         Returns:
-            tuple: Values mixed by the weights, ``(B, N, C)``, and what ``need_weights`` asks for.
+            tuple: Values mixed by the weights, ``(B, N, H * v_dims)``, and what ``need_weights`` asks for.
         """
         if need_weights not in (False, True, 'factors'):
             raise ValueError(f"need_weights must be a bool or 'factors', got {need_weights!r}")
@@ -134,7 +154,7 @@ class MultiheadAttention(BaseModule):
         return out.transpose(1, 2).flatten(2), weights
 
     def project_out(self, x: Tensor) -> Tensor:
-        """Output projection, layer scale and drop path of ``(B, N, C)``."""
+        """Output projection, layer scale and drop path of ``(B, N, H * v_dims)``."""
         return self.out_drop(self.gamma1(self.proj_drop(self.proj(x))))
 
     def attend(

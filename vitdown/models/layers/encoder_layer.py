@@ -17,7 +17,9 @@ class TransformerEncoderLayer(BaseModule):
         num_heads (int): Number of attention heads.
         feedforward_channels (int): Hidden width of the MLP.
         qkv_bias (bool): Whether ``attn.qkv`` has a bias. Defaults to True.
-        qk_scale (float, optional): Factor on ``q @ k.T``. Defaults to ``head_dims ** -0.5``.
+        qk_scale (float, optional): Factor on ``q @ k.T``. Defaults to ``qk_dims ** -0.5``.
+        qk_dims (int, optional): See :class:`MultiheadAttention`.
+        v_dims (int, optional): See :class:`MultiheadAttention`.
         drop_rate (float): Dropout rate after the projections. Defaults to 0.
         attn_drop_rate (float): Dropout rate on the attention weights. Defaults to 0.
         drop_path_rate (float): Stochastic depth rate of both branches. Defaults to 0.
@@ -34,6 +36,8 @@ class TransformerEncoderLayer(BaseModule):
         feedforward_channels: int,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
+        qk_dims: int | None = None,
+        v_dims: int | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -50,6 +54,8 @@ class TransformerEncoderLayer(BaseModule):
             num_heads,
             qkv_bias=qkv_bias,
             qk_scale=qk_scale,
+            qk_dims=qk_dims,
+            v_dims=v_dims,
             attn_drop=attn_drop_rate,
             proj_drop=drop_rate,
             drop_path=drop_path_rate,
