@@ -91,17 +91,48 @@ class ReIDHead(BaseModule):
         has_logits = self.loss_id is not None and not getattr(self.loss_id, 'has_classifier', False)
         return BNNeck(self.in_channels, self.num_classes if has_logits else 0)
 
+    def logits(self, feats) -> Tensor:
+        """Scores of the training identities ``(B, num_classes)``, of the main branch."""
+        return self._logits(*self._main_branch(feats))
+
+    def _main_branch(self, feats) -> tuple[Tensor, BNNeck]:
+        """Feature ``(B, D)`` and its neck, from what the backbone gives this head."""
+        raise NotImplementedError
+
+    def _logits(self, feature: Tensor, bnneck: BNNeck) -> Tensor:
+        if bnneck.classifier is None:
+            raise ValueError(
+                f'{type(self).__name__} has no linear classifier that could give logits; use a '
+                "loss_id without one of its own, e.g. dict(type='mmpretrain.CrossEntropyLoss')"
+            )
+        return bnneck.classifier(bnneck(feature))
+
     def _feature_losses(self, feature: Tensor, bnneck: BNNeck, labels: Tensor) -> dict[str, Tensor]:
-        """Losses of one feature ``(B, D)``: ``id`` and one entry a metric loss, and accuracy."""
+        """Losses of one feature ``(B, D)``: ``id`` and one entry a metric loss, and accuracy.
+
+        Labels ``(B, num_classes)`` are those of mixed images, which have no one identity: metric
+        losses are left out.
+        """
         losses = {}
+        mixed = labels.ndim == 2
         if self.loss_id is not None:
             after = bnneck(feature)
             if bnneck.classifier is None:
+                if mixed:
+                    raise ValueError(
+                        'Images are mixed, but loss_id takes one identity an image; use '
+                        "loss_id=dict(type='mmpretrain.CrossEntropyLoss')"
+                    )
                 losses['loss_id'] = self.loss_id(after, labels)
             else:
                 logits = bnneck.classifier(after)
                 losses['loss_id'] = self.loss_id(logits, labels)
-                losses['accuracy'] = (logits.detach().argmax(dim=1) == labels).float().mean()
+                classes = labels.argmax(dim=1) if mixed else labels
+                losses['accuracy'] = (logits.detach().argmax(dim=1) == classes).float().mean()
+        elif mixed:
+            raise ValueError('Images are mixed, which metric losses cannot learn from: set loss_id')
+        if mixed:
+            return losses
         for i, loss in enumerate(self.loss_metric):
             name = 'loss_metric' if len(self.loss_metric) == 1 else f'loss_metric_{i}'
             losses[name] = loss(feature, labels)
@@ -131,8 +162,11 @@ class BNNeckHead(ReIDHead):
         super().__init__(*args, **kwargs)
         self.bnneck = self._build_bnneck()
 
+    def _main_branch(self, feats: Tensor) -> tuple[Tensor, BNNeck]:
+        return feats, self.bnneck
+
     def loss(self, feature: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Losses of features ``(B, D)`` with identity labels ``(B,)``."""
+        """Losses of features ``(B, D)`` with labels ``(B,)``, or scores of mixed images."""
         return self._feature_losses(feature, self.bnneck, labels)
 
     def predict(self, feature: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ class DCALHead(ReIDHead):
         if used and self.glca.needs_attention:
             options['need_attention'] = 'factors'
         if learns and self.training and self.pwca is not None:
-            options['partner'] = pair_indices(len(labels), self.pwca['pairing'], labels)
+            classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
+            options['partner'] = pair_indices(len(labels), self.pwca['pairing'], classes)
             options['partner_stream'] = self.pwca['partner_stream']
         return options
 
@@ -145,6 +146,9 @@ class DCALHead(ReIDHead):
 
     def _feature(self, branch: str, feats) -> Tensor:
         return feats.normed_tokens[:, 0] if branch == 'sa' else self.glca(feats)
+
+    def _main_branch(self, feats) -> tuple[Tensor, BaseModule]:
+        return self._feature('sa', feats), self.necks['sa']
 
     def branches(self, feats) -> dict[str, tuple]:
         """Feature ``(B, D)`` and neck of every branch that learns, from ``TokenFeatures``."""

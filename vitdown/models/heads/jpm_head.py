@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitdown.registry import MODELS
 
-from .bnneck_head import ReIDHead
+from .bnneck_head import BNNeck, ReIDHead
 
 
 def jigsaw_order(num_patches: int, shift: int = 5, groups: int = 2) -> list[int]:
@@ -112,6 +112,9 @@ class JPMHead(ReIDHead):
         local, _ = self.local_layer(groups)
         local = self.local_norm(local[:, 0]).unflatten(0, (-1, self.num_groups))
         return [feats.normed_tokens[:, 0], *local.unbind(dim=1)]
+
+    def _main_branch(self, feats) -> tuple[Tensor, BNNeck]:
+        return feats.normed_tokens[:, 0], self.bnnecks[0]
 
     def loss(self, feats, labels: Tensor) -> dict[str, Tensor]:
         """Losses from ``TokenFeatures`` with identity labels ``(B,)``."""

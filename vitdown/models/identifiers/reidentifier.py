@@ -76,7 +76,8 @@ class ReIdentifier(BaseModel):
             inputs (Tensor): Normalised images ``(B, 3, H, W)``.
             data_samples (Sequence[DataSample], optional): Labels and cameras; needed for
                 ``'loss'``, and by backbones with side information.
-            mode (str): ``'tensor'`` for test features ``(B, D)``, ``'loss'`` for a dict of losses,
+            mode (str): ``'tensor'`` for test features ``(B, D)``, ``'logits'`` for scores of the
+                training identities ``(B, num_classes)``, ``'loss'`` for a dict of losses,
                 ``'predict'`` for the data samples with their ``feature`` set.
         """
         if mode == 'loss':
@@ -85,7 +86,9 @@ class ReIdentifier(BaseModel):
             return self.predict(inputs, data_samples)
         if mode == 'tensor':
             return self.head.predict(self.extract_feat(inputs, data_samples))
-        raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
+        if mode == 'logits':
+            return self.logits(inputs, data_samples)
+        raise ValueError(f"mode must be 'tensor', 'logits', 'loss' or 'predict', got {mode!r}")
 
     def extract_feat(
         self,
@@ -98,7 +101,8 @@ class ReIdentifier(BaseModel):
         Args:
             inputs (Tensor): Normalised images ``(B, 3, H, W)``.
             data_samples (Sequence[DataSample], optional): See :meth:`forward`.
-            labels (Tensor, optional): ``(B,)`` when losses are to be computed.
+            labels (Tensor, optional): ``(B,)``, or ``(B, num_classes)`` of mixed images, when
+                losses are to be computed.
         """
         side_information = {}
         if self._has_sie and data_samples is not None:
@@ -122,9 +126,16 @@ class ReIdentifier(BaseModel):
             )
         return feat
 
+    def logits(self, inputs: Tensor, data_samples: Sequence[DataSample] | None = None) -> Tensor:
+        """Scores of the training identities ``(B, num_classes)``, of the head's main branch."""
+        return self.head.logits(self.extract_feat(inputs, data_samples))
+
     def loss(self, inputs: Tensor, data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
-        """Losses of the head, for images with ``gt_label``."""
-        labels = torch.cat([sample.gt_label for sample in data_samples])
+        """Losses of the head, for images with ``gt_label``, or ``gt_score`` if they are mixed."""
+        if 'gt_score' in data_samples[0]:
+            labels = torch.stack([sample.gt_score for sample in data_samples])
+        else:
+            labels = torch.cat([sample.gt_label for sample in data_samples])
         return self.head.loss(self.extract_feat(inputs, data_samples, labels), labels)
 
     def predict(

@@ -1,0 +1,20 @@
+"""Distillation: taps into student and teacher, the losses between them, and a model of both."""
+
+from .classifier import DistilledClassifier
+from .distiller import Distiller, batch_target, build_losses
+from .taps import Recorder, Tap, find_classifier, find_module
+from .teacher import FrozenTeacher, build_teacher, get_logits
+
+__all__ = [
+    'DistilledClassifier',
+    'Distiller',
+    'FrozenTeacher',
+    'Recorder',
+    'Tap',
+    'batch_target',
+    'build_losses',
+    'build_teacher',
+    'find_classifier',
+    'find_module',
+    'get_logits',
+]

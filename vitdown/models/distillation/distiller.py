@@ -1,0 +1,158 @@
+import inspect
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vitdown.registry import MODELS
+
+from .taps import Recorder, Tap
+from .teacher import FrozenTeacher
+
+
+def batch_target(data_samples: list) -> Tensor:
+    """Labels ``(B,)`` of data samples, or scores ``(B, C)`` where images were mixed.
+
+    Raises:
+        ValueError: If the samples have no label, or several each.
+    """
+    if 'gt_score' in data_samples[0]:
+        return torch.stack([sample.gt_score for sample in data_samples])
+    labels = [sample.get('gt_label') for sample in data_samples]
+    if any(label is None or label.numel() != 1 for label in labels):
+        raise ValueError('Distillation needs one gt_label, or gt_score, in every sample')
+    return torch.cat([label.reshape(1) for label in labels])
+
+
+def build_losses(configs: Mapping[str, dict]) -> nn.ModuleDict:
+    """Build distillation losses by the names under which they are logged.
+
+    Raises:
+        ValueError: If there is none, or a name does not contain ``loss``, so that MMEngine would
+            not add it to the total.
+    """
+    if not configs:
+        raise ValueError('There is no distillation loss')
+    for name in configs:
+        if 'loss' not in name:
+            raise ValueError(
+                f"The name of a loss must contain 'loss' to be part of the total: {name!r}"
+            )
+    return nn.ModuleDict({name: MODELS.build(config) for name, config in configs.items()})
+
+
+class Distiller:
+    """Losses between what a student and, perhaps, a teacher compute for the same images.
+
+    Every loss says by the names of its arguments what it wants, see :class:`DistillationLoss`.
+
+    Args:
+        student (nn.Module): The network that learns.
+        losses (nn.ModuleDict): Losses by name.
+        teacher (FrozenTeacher, optional): Needed where a loss asks for it.
+        taps (Mapping[str, str | dict], optional): Where to find what the losses want, see
+            :meth:`Tap.parse`, e.g. ``dict(student_mid='backbone.layer3')``; ``'auto'`` where
+            nothing is said.
+
+    Raises:
+        ValueError: If a tap fits no loss or no module, or there is no teacher to tap.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        losses: nn.ModuleDict,
+        teacher: FrozenTeacher | None = None,
+        taps: Mapping[str, str | dict] | None = None,
+    ) -> None:
+        self.student = student
+        self.losses = losses
+        self.teacher = teacher
+        taps = dict(taps or {})
+        self._wanted = {name: _wanted_arguments(name, loss) for name, loss in losses.items()}
+        names = sorted({arg for wanted in self._wanted.values() for arg in wanted} - {'target'})
+        unknown = set(taps) - set(names)
+        if unknown:
+            raise ValueError(
+                f'No loss takes the tap(s) {", ".join(sorted(unknown))}; the losses take '
+                f'{", ".join(names)}'
+            )
+        if teacher is None and any(name.startswith('teacher_') for name in names):
+            raise ValueError(f'The losses take {", ".join(names)}, but there is no teacher')
+        models = dict(student=student, teacher=teacher.model if teacher else None)
+        self._taps: dict[str, dict[str, Tap]] = dict(student={}, teacher={})
+        for name in names:
+            side = name.partition('_')[0]
+            self._taps[side][name] = Tap.parse(taps.get(name, 'auto'), name, models[side])
+        if teacher is not None:
+            teacher.follow(student)
+
+    @property
+    def head_loss_weight(self) -> float:
+        """Factor on the student's own losses while it is distilled."""
+        return math.prod(loss.head_loss_weight for loss in self.losses.values())
+
+    def record(self) -> Recorder:
+        """Context in which the student is to run."""
+        return Recorder(self.student, self._taps['student'])
+
+    def compute(
+        self, recorder: Recorder, inputs: Tensor, data_samples: list | None
+    ) -> dict[str, Tensor]:
+        """Distillation losses by name, of what the student computed within :meth:`record`.
+
+        Args:
+            recorder (Recorder): What the student computed.
+            inputs (Tensor): Its images ``(B, 3, H, W)``, augmented and normalised; the teacher
+                sees the same.
+            data_samples (list, optional): Their labels; scores where they were mixed.
+        """
+        seen = {}
+        if self._taps['teacher']:
+            seen['teacher'] = self.teacher.record(self._taps['teacher'], inputs, data_samples)
+        seen['student'] = recorder
+        values = {name: seen[side][name] for side, taps in self._taps.items() for name in taps}
+        if any('target' in wanted for wanted in self._wanted.values()):
+            values['target'] = batch_target(data_samples)
+        return {
+            name: loss(**{arg: values[arg] for arg in self._wanted[name]})
+            for name, loss in self.losses.items()
+        }
+
+    def add_to(
+        self, head_losses: dict[str, Tensor], recorder: Recorder, inputs: Tensor, data_samples: list
+    ) -> dict[str, Tensor]:
+        """The student's own losses, with their weight, and those of the distillation.
+
+        Raises:
+            ValueError: If both have a loss of one name.
+        """
+        losses = self.compute(recorder, inputs, data_samples)
+        twice = set(losses) & set(head_losses)
+        if twice:
+            raise ValueError(f'The model has a loss {min(twice)!r} already; choose another name')
+        if self.head_loss_weight != 1:
+            head_losses = {
+                name: self.head_loss_weight * value if 'loss' in name else value
+                for name, value in head_losses.items()
+            }
+        return {**head_losses, **losses}
+
+    def zero(self) -> Tensor | float:
+        """0 with a gradient (of 0) for each parameter of the losses, for steps without them."""
+        return sum(0.0 * p.sum() for p in self.losses.parameters())
+
+
+def _wanted_arguments(name: str, loss: nn.Module) -> list[str]:
+    parameters = inspect.signature(loss.forward).parameters.values()
+    wanted = [p.name for p in parameters if p.default is p.empty]
+    wrong = [
+        arg for arg in wanted if arg != 'target' and not arg.startswith(('student_', 'teacher_'))
+    ]
+    if wrong or not wanted:
+        raise ValueError(
+            f'{name}: {type(loss).__name__} is no distillation loss, whose arguments are named '
+            f'student_..., teacher_... and target; it takes {", ".join(wrong) or "nothing"}'
+        )
+    return wanted

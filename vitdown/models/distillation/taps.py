@@ -1,0 +1,208 @@
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+POOLS = ('auto', 'patches', None)
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """The module of that name, e.g. ``'backbone.layers.5'``.
+
+    Raises:
+        ValueError: If there is none; names the nearest ones.
+    """
+    modules = dict(model.named_modules())
+    if path and path in modules:
+        return modules[path]
+    near = difflib.get_close_matches(path, modules, n=3, cutoff=0.4)
+    parent = path.rpartition('.')[0]
+    while parent and parent not in modules:
+        parent = parent.rpartition('.')[0]
+    children = [name for name, _ in (modules[parent] if parent else model).named_children()]
+    hint = f'near are {", ".join(near)}; ' if near else ''
+    raise ValueError(
+        f'{type(model).__name__} has no module {path!r}: {hint}'
+        f'{parent or "the model"} has {", ".join(children) or "no parts"}'
+    )
+
+
+def find_classifier(model: nn.Module) -> str:
+    """Path of the linear layer of ``model.head`` with one output a class; the first of several.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    head = getattr(model, 'head', None)
+    if isinstance(head, nn.Module):
+        classes = getattr(head, 'num_classes', None)
+        linear = [(n, m) for n, m in head.named_modules() if isinstance(m, nn.Linear)]
+        for name, module in linear:
+            if classes is None or module.out_features == classes:
+                return f'head.{name}' if name else 'head'
+    raise ValueError(
+        f'{type(model).__name__} has no head with a linear classifier; name the module that gives '
+        "the logits, e.g. 'head.fc'"
+    )
+
+
+def _find_middle(model: nn.Module) -> str:
+    backbone = getattr(model, 'backbone', model)
+    layers = getattr(backbone, 'layers', None)
+    if isinstance(layers, nn.ModuleList) and hasattr(layers[0], 'ffn'):
+        # The output of the FFN is the layer's, and token fusion calls it too.
+        return f'backbone.layers.{max(len(layers) // 2 - 1, 0)}.ffn'
+    if isinstance(getattr(backbone, 'layer3', None), nn.Module):
+        return 'backbone.layer3'
+    raise ValueError(
+        f'No middle layer of {type(backbone).__name__} is known; name the module, e.g. '
+        "'backbone.layer7'"
+    )
+
+
+def _find_first_layers(model: nn.Module) -> dict:
+    return dict(module=['backbone.layers.0.ffn', 'backbone.layers.1.ffn'], pool='patches')
+
+
+def _find_last_tokens(model: nn.Module) -> dict:
+    return dict(module='backbone.ln1', pool='patches')
+
+
+#: What ``'auto'`` means for a tap named ``student_<key>`` or ``teacher_<key>``.
+_AUTO = {
+    'logits': find_classifier,
+    'mid': _find_middle,
+    'low': _find_first_layers,
+    'high': _find_last_tokens,
+}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Outputs of one or several modules, in the form that a loss wants.
+
+    Attributes:
+        paths (tuple[str, ...]): Names of modules; of outputs that are tuples the first entry
+            counts. Outputs of several are stacked along dimension 1.
+        pool (str, optional): ``'auto'`` averages feature maps ``(B, C, H, W)`` and takes the class
+            token of ``(B, N, C)``; ``'patches'`` drops the class token; None for outputs as they
+            are.
+    """
+
+    paths: tuple[str, ...]
+    pool: str | None = 'auto'
+
+    @classmethod
+    def parse(cls, spec: str | Mapping | Sequence[str], name: str, model: nn.Module) -> 'Tap':
+        """From a config: a path, a list of paths, ``'auto'`` or a dict ``module=..., pool=...``.
+
+        Args:
+            spec: The config.
+            name (str): Name of the tap, for ``'auto'`` and messages.
+            model (nn.Module): The model to tap.
+
+        Raises:
+            ValueError: If the config is none of these, or the model has no such module.
+        """
+        if spec == 'auto':
+            key = name.partition('_')[2]
+            if key not in _AUTO:
+                raise ValueError(f"taps.{name} has no 'auto'; name a module")
+            spec = _AUTO[key](model)
+        if not isinstance(spec, Mapping):
+            spec = dict(module=spec)
+        if not {'module'} <= set(spec) <= {'module', 'pool'}:
+            raise ValueError(
+                f'taps.{name} must be a module path or dict(module=..., pool=...), got {spec}'
+            )
+        paths = spec['module']
+        tap = cls((paths,) if isinstance(paths, str) else tuple(paths), spec.get('pool', 'auto'))
+        if tap.pool not in POOLS:
+            raise ValueError(f'taps.{name}.pool must be one of {POOLS}, got {tap.pool!r}')
+        for path in tap.paths:
+            find_module(model, path)
+        return tap
+
+    def shape(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Outputs of the modules in the form that ``pool`` says."""
+        pooled = [self._pool(output) for output in outputs]
+        return pooled[0] if len(pooled) == 1 else torch.stack(pooled, dim=1)
+
+    def _pool(self, output: Tensor) -> Tensor:
+        if self.pool == 'patches':
+            return output[:, 1:]
+        if self.pool == 'auto' and output.ndim == 4:
+            return output.mean(dim=(2, 3))
+        if self.pool == 'auto' and output.ndim == 3:
+            return output[:, 0]
+        return output
+
+
+class Recorder:
+    """Records what modules of a model compute while it runs.
+
+    Forward hooks are on the model within the ``with`` block only. If a module runs several times,
+    the first time counts.
+
+    Args:
+        model (nn.Module): The model.
+        taps (Mapping[str, Tap]): What to record under which name.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+        >>> with Recorder(model, {'logits': Tap(('0',))}) as recorder:
+        ...     out = model(torch.rand(4, 3))
+        >>> recorder['logits'].shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, model: nn.Module, taps: Mapping[str, Tap]) -> None:
+        self.model = model
+        self.taps = taps
+        self._outputs: dict[str, tuple[Tensor, int]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> 'Recorder':
+        for path in {path for tap in self.taps.values() for path in tap.paths}:
+            module = find_module(self.model, path)
+            self._handles.append(module.register_forward_hook(self._keep(path)))
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _keep(self, path: str):
+        def keep(module: nn.Module, args: tuple, output) -> None:
+            if isinstance(output, (tuple, list)):
+                output = output[0]
+            version = 0 if output.is_inference() else output._version
+            self._outputs.setdefault(path, (output, version))
+
+        return keep
+
+    def __getitem__(self, name: str) -> Tensor:
+        """What a tap recorded.
+
+        Raises:
+            ValueError: If a module did not run, or what it returned was overwritten since.
+        """
+        outputs = []
+        for path in self.taps[name].paths:
+            if path not in self._outputs:
+                raise ValueError(
+                    f'taps.{name}: {path} did not run in this forward pass; name a module that does'
+                )
+            output, version = self._outputs[path]
+            if not output.is_inference() and output._version != version:
+                raise ValueError(
+                    f'taps.{name}: what {path} returned was overwritten by an in-place operation; '
+                    'name the module after it, or set inplace=False there'
+                )
+            outputs.append(output)
+        return self.taps[name].shape(outputs)
