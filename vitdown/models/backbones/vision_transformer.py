@@ -255,6 +255,10 @@ class VisionTransformer(MMPretrainVisionTransformer):
             )
         state_dict[name] = pos_embed
 
+    def extra_tokens(self) -> list[nn.Parameter]:
+        """Learned tokens ``(1, 1, C)`` that stand before the patches."""
+        return [] if self.cls_token is None else [self.cls_token]
+
     def embed_patches(
         self,
         x: Tensor,
@@ -272,8 +276,8 @@ class VisionTransformer(MMPretrainVisionTransformer):
             tuple: Tokens ``(B, T, C)`` and the patch grid ``(h, w)``.
         """
         x, patch_resolution = self.patch_embed(x)
-        if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        extra_tokens = [token.expand(x.shape[0], -1, -1) for token in self.extra_tokens()]
+        x = torch.cat((*extra_tokens, x), dim=1)
         x = x + resize_pos_embed(
             self.pos_embed,
             patch_resolution,
