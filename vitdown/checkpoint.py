@@ -149,7 +149,7 @@ def check_fit(
     Args:
         model (nn.Module): The model to load into.
         state_dict (Mapping): Names and weights; position embeddings may have another length,
-            since models resize them on load.
+            since models resize them on load; so may factors of tokens.
         name (str): What to call the checkpoint in the message.
         ignore (Iterable[str]): Regular expressions of names that may be missing, unexpected or of
             another shape.
@@ -188,7 +188,7 @@ def check_fit(
 
 
 def _same_shape(key: str, own: Tensor, other: Tensor) -> bool:
-    if key.rpartition('.')[2] == 'pos_embed':
+    if key.rpartition('.')[2] in ('pos_embed', 'token_scale'):
         return own.shape[-1] == other.shape[-1]
     return own.shape == other.shape
 
