@@ -1,3 +1,4 @@
+from .nvit import NViT, revit_arch
 from .vision_transformer import TokenFeatures, VisionTransformer
 
-__all__ = ['TokenFeatures', 'VisionTransformer']
+__all__ = ['NViT', 'TokenFeatures', 'VisionTransformer', 'revit_arch']
