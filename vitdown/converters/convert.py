@@ -2,6 +2,15 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from .cls_kd import convert_cls_kd, export_cls_kd
+from .smmix import (
+    convert_cait,
+    convert_pvt,
+    convert_smmix,
+    export_cait,
+    export_pvt,
+    export_smmix,
+)
 from .timm import convert_deit, convert_timm, export_timm
 from .transreid import convert_transreid, export_transreid
 
@@ -9,12 +18,20 @@ StateDict = Mapping[str, Tensor]
 Converter = Callable[[StateDict], dict[str, Tensor]]
 
 CONVERTERS: dict[str, Converter] = {
+    'cait': convert_cait,
+    'cls_kd': convert_cls_kd,
+    'pvt': convert_pvt,
+    'smmix': convert_smmix,
     'timm': convert_timm,
     'deit': convert_deit,
     'mctf': convert_timm,
     'transreid': convert_transreid,
 }
 EXPORTERS: dict[str, Converter] = {
+    'cait': export_cait,
+    'cls_kd': export_cls_kd,
+    'pvt': export_pvt,
+    'smmix': export_smmix,
     'timm': export_timm,
     'deit': export_timm,
     'mctf': export_timm,
