@@ -11,7 +11,18 @@ from .smmix import (
     export_pvt,
     export_smmix,
 )
-from .timm import convert_deit, convert_timm, export_timm
+from .stvit import convert_stvit, export_stvit
+from .timm import (
+    convert_deit,
+    convert_deit_distilled,
+    convert_lv_vit,
+    convert_t2t,
+    convert_timm,
+    export_deit_distilled,
+    export_lv_vit,
+    export_t2t,
+    export_timm,
+)
 from .transreid import convert_transreid, export_transreid
 
 StateDict = Mapping[str, Tensor]
@@ -24,7 +35,11 @@ CONVERTERS: dict[str, Converter] = {
     'smmix': convert_smmix,
     'timm': convert_timm,
     'deit': convert_deit,
+    'deit-distilled': convert_deit_distilled,
     'mctf': convert_timm,
+    't2t': convert_t2t,
+    'lv-vit': convert_lv_vit,
+    'stvit': convert_stvit,
     'transreid': convert_transreid,
 }
 EXPORTERS: dict[str, Converter] = {
@@ -34,7 +49,11 @@ EXPORTERS: dict[str, Converter] = {
     'smmix': export_smmix,
     'timm': export_timm,
     'deit': export_timm,
+    'deit-distilled': export_deit_distilled,
     'mctf': export_timm,
+    't2t': export_t2t,
+    'lv-vit': export_lv_vit,
+    'stvit': export_stvit,
     'transreid': export_transreid,
 }
 

@@ -36,6 +36,25 @@ def with_prefix(pairs: list[NamePair], foreign: str = '', own: str = '') -> list
 
 
 PAIRS = with_prefix(BACKBONE_PAIRS, own='backbone.') + CLASSIFIER_PAIRS
+DISTILLED_PAIRS: list[NamePair] = [
+    *PAIRS,
+    ('dist_token', 'backbone.dist_token'),
+    ('head_dist.{p}', 'head.layers.head_dist.{p}'),
+]
+T2T_PAIRS: list[NamePair] = [
+    ('tokens_to_token.project.{p}', 'backbone.patch_embed.project.{p}'),
+    *with_prefix(
+        LAYER_PAIRS, 'tokens_to_token.attention{i}.', 'backbone.patch_embed.attention{i}.'
+    ),
+    *PAIRS,
+]
+LV_VIT_PAIRS: list[NamePair] = [
+    ('patch_embed.conv{i}.{p}', 'backbone.patch_embed.conv{i}.{p}'),
+    ('patch_embed.bn{i}.{p}', 'backbone.patch_embed.bn{i}.{p}'),
+    ('head.{p}', 'head.head.{p}'),
+    ('aux_head.{p}', 'head.aux_head.{p}'),
+    *PAIRS,
+]
 
 
 def convert_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,6 +74,36 @@ def convert_deit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state_dict['pos_embed'] = pos_embed[:, [0, *range(2, pos_embed.shape[1])]]
     kept = {k: v for k, v in state_dict.items() if k != 'dist_token' and 'head_dist' not in k}
     return rename(kept, PAIRS, 'DeiT')
+
+
+def convert_deit_distilled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Distilled DeiT checkpoints, whole, for ``DistilledVisionTransformer`` and ``DeiTClsHead``."""
+    return rename(state_dict, DISTILLED_PAIRS, 'distilled DeiT')
+
+
+def convert_t2t(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """T2T-ViT with a transformer in its tokens-to-token module, for ``T2TViT``."""
+    return rename(state_dict, T2T_PAIRS, 'T2T-ViT')
+
+
+def convert_lv_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LV-ViT (TokenLabeling), for ``LVViT`` and ``TokenLabelHead``."""
+    return rename(state_dict, LV_VIT_PAIRS, 'LV-ViT')
+
+
+def export_deit_distilled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_deit_distilled`."""
+    return rename(state_dict, DISTILLED_PAIRS, 'distilled DeiT', reverse=True)
+
+
+def export_t2t(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_t2t`."""
+    return rename(state_dict, T2T_PAIRS, 'T2T-ViT', reverse=True)
+
+
+def export_lv_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_lv_vit`."""
+    return rename(state_dict, LV_VIT_PAIRS, 'LV-ViT', reverse=True)
 
 
 def export_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,16 +1,14 @@
-from .cait import CaiT
-from .deit3 import DeiT3
-from .mobilenet_v1 import MobileNetV1
+from .distilled_vision_transformer import DistilledVisionTransformer
+from .lv_vit import LVViT
 from .nvit import NViT, revit_arch
-from .pvt import PyramidVisionTransformer
+from .t2t_vit import T2TViT
 from .vision_transformer import TokenFeatures, VisionTransformer
 
 __all__ = [
-    'CaiT',
-    'DeiT3',
-    'MobileNetV1',
+    'DistilledVisionTransformer',
+    'LVViT',
     'NViT',
-    'PyramidVisionTransformer',
+    'T2TViT',
     'TokenFeatures',
     'VisionTransformer',
     'revit_arch',

@@ -103,8 +103,10 @@ class VisionTransformer(MMPretrainVisionTransformer):
             weights, converted from ``source`` (see :mod:`vitdown.converters`) and with an error
             where they do not fit; None initialises as TransReID does.
         layer_cfgs (dict | Sequence[dict]): Extra arguments of the layers.
-        **kwargs: Other arguments of mmpretrain's ``VisionTransformer`` (``out_type``,
-            ``out_indices``, ``final_norm``, ``frozen_stages``, ``norm_cfg`` ...).
+        out_type (str): One of mmpretrain's (``'cls_token'``, ``'raw'``, ``'featmap'``,
+            ``'avg_featmap'``), or ``'tokens'`` for :class:`TokenFeatures` as the only output.
+        **kwargs: Other arguments of mmpretrain's ``VisionTransformer`` (``out_indices``,
+            ``final_norm``, ``frozen_stages``, ``norm_cfg`` ...).
 
     Examples:
         >>> import torch
@@ -116,6 +118,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         torch.Size([2, 192])
     """
 
+    OUT_TYPES = {*MMPretrainVisionTransformer.OUT_TYPES, 'tokens'}
     arch_zoo = {
         **MMPretrainVisionTransformer.arch_zoo,
         'vit-small': {
@@ -400,6 +403,8 @@ class VisionTransformer(MMPretrainVisionTransformer):
             view_ids (Sequence[int], optional): See :meth:`embed_patches`.
             fusion_r (int | float, optional): See :meth:`forward_tokens`.
         """
+        if self.out_type == 'tokens':
+            return (self.forward_tokens(x, camera_ids, view_ids, fusion_r=fusion_r),)
         x, patch_resolution = self.embed_patches(x, camera_ids, view_ids)
         outs = []
         for i, (tokens, _, state) in enumerate(self._run_layers(x, fusion_r=fusion_r)):

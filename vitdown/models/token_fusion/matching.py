@@ -5,7 +5,10 @@ tokens (class token, distillation token) take no part and stay in front. Nothing
 gradients. Of equal scores the earlier token wins, on every device.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .assignment import Assignment
@@ -93,12 +96,17 @@ def _interleave(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat((pairs, first[:, paired:]), dim=1)
 
 
+def no_autocast(device_type: str) -> AbstractContextManager:
+    """No rounding to half precision, which would create ties; the meta device has no autocast."""
+    return nullcontext() if device_type == 'meta' else torch.autocast(device_type, enabled=False)
+
+
 @torch.no_grad()
 def cosine_scores(x: Tensor, num_protected: int = 1) -> Tensor:
     """Cosine similarity between the two sets of tokens ``(B, N, C)``: ``(B, E, O)`` float32."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with torch.autocast(x.device.type, enabled=False):
-        even, odd = split_tokens(torch.nn.functional.normalize(x, dim=-1), num_protected)
+    with no_autocast(x.device.type):
+        even, odd = split_tokens(F.normalize(x, dim=-1), num_protected)
         return even @ odd.transpose(1, 2)
 
 
