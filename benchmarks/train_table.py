@@ -41,8 +41,14 @@ def run_seed(config: str, seed: int, work_dir: Path) -> tuple[dict, dict]:
 
 
 def spread(values: list[float]) -> str:
+    """Mean and standard deviation of several seeds' values."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f'{statistics.mean(values):.1f} ± {deviation:.1f}'
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    for row in (header, ['---'] * len(header), *rows):
+        print('| ' + ' | '.join(row) + ' |')
 
 
 def main() -> None:
@@ -55,8 +61,7 @@ def main() -> None:
             cells = [spread([m[name] for m in metrics]) for name in args.metrics]
             rows.append([Path(config).stem, label, *cells])
     header = ['config', 'model', *(name.split('/')[-1] for name in args.metrics)]
-    for row in (header, ['---'] * len(header), *rows):
-        print('| ' + ' | '.join(row) + ' |')
+    print_table(header, rows)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,19 @@
+# DCAL small enough for a CPU: the baseline's six layers of width 128, from scratch.
+_base_ = [
+    '../_base_/models/dcal_vit.py',
+    '../_base_/datasets/nyala_128x160.py',
+    '../_base_/schedules/adamw_cosine_40e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch=dict(embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
+        img_size=(128, 160),
+        patch_size=16,
+        drop_path_rate=0.0,
+    ),
+    head=dict(num_classes=179, in_channels=128, num_heads=4),
+)
+
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(log_vars=dict(decay_mult=0.0))))
