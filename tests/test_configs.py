@@ -4,19 +4,50 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
+from mmengine.utils import to_2tuple
 
 from vitdown.engine.launch import load_config
-from vitdown.registry import MODELS
+from vitdown.registry import HOOKS, MODELS, TRANSFORMS
 
 ROOT = Path(__file__).resolve().parents[1] / 'configs'
 FOLDERS = sorted(p.name for p in ROOT.iterdir() if p.name != '_base_')
+# The config that the options of a folder's README change
+OPTIONS_BASE = {
+    'reid': '*vit-base_1xb64-120e_market1501-256x128.py',
+    'unlearnable': 'resnet-mini_1xb128-6e_cifar10-protected-32x32.py',
+}
 CONFIGS = sorted(p for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
+CLASSIFIERS = [p for p in CONFIGS if 'ImageClassifier' in load_config(str(p)).model.type]
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def build_model(cfg: Config) -> BaseModel:
+    """The config's model; without memory for its weights, unless it is one of mmpretrain."""
+    if 'ImageClassifier' in cfg.model.type:
+        return MODELS.build(cfg.model).eval()
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('path', CLASSIFIERS, ids=lambda p: p.stem)
+def test_classifier_config_builds(path):
+    """The parts of every classifier fit each other and the size of its training images."""
+    cfg = load_config(str(path))
+    (size,) = (
+        step['crop_size']
+        for step in cfg.train_dataloader.dataset.pipeline
+        if 'Crop' in step['type']
+    )
+    with torch.no_grad():
+        scores = build_model(cfg)(torch.zeros(2, 3, *to_2tuple(size)))
+    assert scores.shape == (2, cfg.model.head.num_classes)
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if p not in CLASSIFIERS], ids=lambda p: p.stem)
 def test_config_builds(path):
-    """The model of every config builds and its parts fit each other."""
+    """The model of every re-ID config builds and its parts fit each other."""
     cfg = load_config(str(path))
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
@@ -42,8 +73,7 @@ def test_metafile_lists_every_config(folder):
     for entry in entries:
         assert entry['In Collection'] in collections
         assert entry['Name'] == Path(entry['Config']).stem
-        with torch.device('meta'):
-            model = MODELS.build(load_config(str(ROOT.parent / entry['Config'])).model)
+        model = build_model(load_config(str(ROOT.parent / entry['Config'])))
         assert sum(p.numel() for p in model.parameters()) == entry['Metadata']['Parameters']
 
 
@@ -58,11 +88,17 @@ def readme_options() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(('folder', 'snippet'), readme_options())
-def test_options_in_the_readme_build(tmp_path, folder, snippet):
-    base = next((ROOT / folder).glob('*vit-base_1xb64-120e_market1501-256x128.py'))
+def test_options_in_the_readme_build(tmp_path, monkeypatch, folder, snippet):
+    monkeypatch.setenv('VITDOWN_UNLEARNABLE_KEY', 'seed:0')
+    (base,) = (ROOT / folder).glob(OPTIONS_BASE.get(folder, OPTIONS_BASE['reid']))
     config = tmp_path / 'config.py'
     config.write_text(f"_base_ = '{base}'\n{snippet}\n")
-    MODELS.build(load_config(str(config)).model)
+    cfg = load_config(str(config))
+    MODELS.build(cfg.model)
+    for step in cfg.train_dataloader.dataset.pipeline:
+        TRANSFORMS.build(step)
+    for hook in cfg.get('custom_hooks', []):
+        HOOKS.build(hook)
 
 
 @pytest.mark.parametrize('folder', FOLDERS)

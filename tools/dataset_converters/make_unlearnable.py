@@ -1,0 +1,132 @@
+"""Write a protected copy of training images: models trained on it do badly on clean images.
+
+Every class is filtered with a random filter of its own, drawn from a secret key. The source is one
+folder of images a class; with --dataset any re-ID set, whose identities are the classes.
+
+    python -c 'import secrets; print(secrets.token_hex(32))' > unlearnable.key
+    python tools/dataset_converters/make_unlearnable.py photos protected --key-file unlearnable.key
+    python tools/dataset_converters/make_unlearnable.py data/market1501 protected \\
+        --dataset Market1501 --key-file unlearnable.key
+    python tools/dataset_converters/make_unlearnable.py photos protected --verify \\
+        --key-file unlearnable.key
+
+The key is read from a file or an environment variable and written nowhere. The same command goes on
+where it was stopped.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.registry import init_default_scope
+
+from vitdown.datasets.unlearnable import KEY_VARIABLE, read_key
+from vitdown.datasets.unlearnable.protect import (
+    FORMATS,
+    LOSSY_FORMATS,
+    MANIFEST,
+    Settings,
+    protect,
+    verify,
+)
+from vitdown.datasets.unlearnable.sources import class_folder_images, reid_images
+from vitdown.engine.launch import ConfigError, run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', help='folder of the dataset; left as it is')
+    parser.add_argument('output', help='new folder, or one that this tool began')
+    parser.add_argument('--dataset', metavar='TYPE', help='type of a re-ID dataset, e.g. VeRi776')
+    parser.add_argument(
+        '--dataset-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+        help='arguments of the dataset, e.g. ann_file=zoo.csv',
+    )  # fmt: skip
+    parser.add_argument('--key-file', help='file that holds the key')
+    parser.add_argument(
+        '--key-variable', help=f'environment variable that holds it (default: {KEY_VARIABLE})'
+    )
+    parser.add_argument(
+        '--kernel-size', type=int, default=defaults.kernel_size,
+        help='odd side of the filters (default: %(default)s, for about 224 pixels; 3 for 32)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--blur', type=float, default=defaults.blur_parameter,
+        help='strength of the filters (default: %(default)s; 0.3 with filters of 3)',
+    )  # fmt: skip
+    parser.add_argument('--fraction', type=float, default=defaults.poison_fraction,
+                        help='fraction of images to protect; below 1 there is next to no '
+                        'protection (default: %(default)s)')  # fmt: skip
+    parser.add_argument('--grayscale', action='store_true', help='filtered images become grey')
+    parser.add_argument('--format', choices=FORMATS, default=defaults.image_format)
+    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        '--verify', action='store_true',
+        help='write nothing; compare the output with what source, key and manifest give',
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Source, output and key file must not lie in one another."""
+    source, output = Path(args.source).resolve(), Path(args.output).resolve()
+    if not source.exists():
+        raise ConfigError(f'The source {args.source} does not exist.')
+    if output.is_relative_to(source) or source.is_relative_to(output):
+        raise ConfigError(
+            f'{args.source} and {args.output} lie in one another; name an output folder beside the '
+            'source, so that the originals stay as they are.'
+        )
+    if args.key_file and Path(args.key_file).resolve().is_relative_to(output):
+        raise ConfigError(
+            f'The key file {args.key_file} lies in the output, which is to be published; keep it '
+            'elsewhere.'
+        )
+
+
+def main() -> None:
+    args = parse_args()
+    check_places(args)
+    init_default_scope('vitdown')
+    key = read_key(args.key_file, args.key_variable)
+    if key.is_guessable:
+        warn('the key is a 32-bit seed, which can be found by trying; use a long secret to publish')
+    if args.dataset:
+        images, others = reid_images(args.dataset, args.source, **args.dataset_options), []
+    else:
+        images, others = class_folder_images(args.source)
+    if others:
+        warn(f'{len(others)} files left out, not images of a class: {", ".join(others[:5])}')
+    if args.verify:
+        report(verify(images, args.output, key, args.workers))
+        return
+    if args.format in LOSSY_FORMATS:
+        warn(f'{args.format} changes pixels after filtering; what that does to the protection was '
+             'never measured')  # fmt: skip
+    settings = Settings(args.kernel_size, args.blur, args.fraction, args.grayscale, args.format)
+    protect(images, args.output, key, settings, args.workers)
+    classes = len({image.label for image in images})
+    print(f'{args.output}: {len(images)} images of {classes} classes, listed in {MANIFEST}')
+
+
+def report(check) -> None:
+    """Print what was found; an incomplete or different copy is an error."""
+    print(f'{len(check.matching)} images match')
+    for names, what in ((check.different, 'differ'), (check.missing, 'are missing')):
+        if names:
+            print(f'{len(names)} images {what}: {", ".join(names[:5])}')
+    if check.different or check.missing:
+        raise ConfigError('The output is not what source, key and manifest give.')
+
+
+def warn(message: str) -> None:
+    print(f'warning: {message}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    run_tool(main)

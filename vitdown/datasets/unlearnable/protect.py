@@ -1,0 +1,358 @@
+"""Writing a protected copy of a dataset's training images, and checking such a copy."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vitdown.files import write_atomically
+
+from ..transforms.decoding import CorruptImageError, decode_image
+from .convolution import convolve_image
+from .filters import class_filters, poison_mask
+from .key import Key
+
+MANIFEST = 'conv_unlearnable.json'
+TABLE = 'train.csv'
+_VERSION = 1
+_SAVE = {
+    'png': dict(format='PNG', compress_level=6),
+    'webp': dict(format='WEBP', lossless=True),
+    'bmp': dict(format='BMP'),
+    'jpeg': dict(format='JPEG', quality=95, subsampling=0),
+}
+FORMATS = tuple(_SAVE)
+LOSSY_FORMATS = ('jpeg',)
+
+
+class ProtectionError(ValueError):
+    """A source, output folder or setting that does not allow protecting or checking."""
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image to protect.
+
+    Attributes:
+        name: Path below the source folder, with ``/``; its place in the output follows from it.
+        label: Its class, 0..K-1, which chooses the filter.
+        identity: Its identity or class as the dataset has it.
+        read: Gives the image, (H, W, 3) uint8 BGR.
+        camera: 0-based camera, -1 if unknown.
+        view: 0-based view, -1 if unknown.
+    """
+
+    name: str
+    label: int
+    identity: int | str
+    read: Callable[[], np.ndarray]
+    camera: int = -1
+    view: int = -1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are filtered and written; see :class:`ConvUnlearnable` for the first ones.
+
+    Raises:
+        ProtectionError: A value is out of range.
+    """
+
+    kernel_size: int = 9
+    blur_parameter: float = 0.06
+    poison_fraction: float = 1.0
+    grayscale: bool = False
+    image_format: str = 'png'
+
+    def __post_init__(self) -> None:
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ProtectionError(f'The kernel size must be odd, got {self.kernel_size}.')
+        if self.blur_parameter < 0:
+            raise ProtectionError(f'The blur must not be negative, got {self.blur_parameter}.')
+        if not 0 <= self.poison_fraction <= 1:
+            raise ProtectionError(f'The fraction must be 0 to 1, got {self.poison_fraction}.')
+        if self.image_format not in FORMATS:
+            raise ProtectionError(f'The format must be one of {FORMATS}, got {self.image_format}.')
+
+
+@dataclass(frozen=True)
+class Check:
+    """What :func:`verify` found: names of images, each in one of the lists."""
+
+    matching: list[str]
+    different: list[str]
+    missing: list[str]
+
+
+def protect(
+    images: Sequence[SourceImage],
+    output: str | os.PathLike,
+    key: Key,
+    settings: Settings,
+    workers: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Write protected images, a table and a manifest; go on where an earlier call was stopped.
+
+    Every file appears under its name only when it is complete. The table ``train.csv`` is that of
+    ``CSVReIDDataset``. The manifest lists files, classes and settings; of the key it has a salted
+    fingerprint, by which a call with another key is refused.
+
+    Args:
+        images: Images in the dataset's order, which the choice of images depends on.
+        output: Folder to write to; new, empty or left by an earlier call.
+        key: The secret.
+        settings: How to filter and write.
+        workers: Number of threads.
+        progress: Show a progress bar.
+
+    Returns:
+        The manifest's path.
+
+    Raises:
+        ProtectionError: The folder holds other files, or was begun with other images, settings or
+            another key.
+        CorruptImageError: Images can't be decoded; all others are written first.
+    """
+    output = Path(output)
+    names = _output_names(images, settings)
+    manifest = _begin(images, names, output, key, settings)
+    filters, chosen = _draw(images, key, settings)
+
+    def write(index: int) -> str | None:
+        target = output / names[index]
+        if target.exists():
+            return None
+        try:
+            write_atomically(_encode(images[index], filters, chosen[index], settings), target)
+        except CorruptImageError:
+            return images[index].name
+        return None
+
+    bad = [name for name in _in_parallel(write, len(images), workers, progress, 'protecting')
+           if name]  # fmt: skip
+    if bad:
+        raise CorruptImageError(
+            f'{len(bad)} of {len(images)} images cannot be decoded: {_some(bad)}. The others are '
+            f'written; restore these files and run the same command again.'
+        )
+    _write_table(images, names, output / TABLE)
+    digests = _in_parallel(
+        lambda index: hashlib.sha256((output / names[index]).read_bytes()).hexdigest(),
+        len(images), workers, progress, 'listing',
+    )  # fmt: skip
+    manifest['files'] = [
+        dict(source=image.name, file=name, label=image.label, sha256=digest)
+        for image, name, digest in zip(images, names, digests)
+    ]
+    manifest['complete'] = True
+    _write_manifest(manifest, output)
+    return output / MANIFEST
+
+
+def verify(
+    images: Sequence[SourceImage],
+    output: str | os.PathLike,
+    key: Key,
+    workers: int = 1,
+    progress: bool = True,
+) -> Check:
+    """Compute every protected image again and compare it with the file.
+
+    Pixels are compared, so that another version of the image library does not matter with lossless
+    formats.
+
+    Raises:
+        ProtectionError: There is no manifest, it belongs to other images, or the key is another.
+    """
+    output = Path(output)
+    manifest = _read_manifest(output)
+    settings = Settings(**manifest['settings'])
+    names = _output_names(images, settings)
+    _compare(manifest, images, key, settings, output)
+    filters, chosen = _draw(images, key, settings)
+
+    def compare(index: int) -> str:
+        target = output / names[index]
+        if not target.is_file():
+            return 'missing'
+        expected = _encode(images[index], filters, chosen[index], settings)
+        try:
+            found = decode_image(target.read_bytes(), str(target))
+        except CorruptImageError:
+            return 'different'
+        same = np.array_equal(found, decode_image(expected, str(target)))
+        return 'matching' if same else 'different'
+
+    results = _in_parallel(compare, len(images), workers, progress, 'verifying')
+    found = {kind: [n for n, r in zip(names, results) if r == kind]
+             for kind in ('matching', 'different', 'missing')}  # fmt: skip
+    return Check(**found)
+
+
+def _draw(
+    images: Sequence[SourceImage], key: Key, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    number = 1 + max(image.label for image in images)
+    filters = class_filters(key.seed, number, settings.kernel_size, settings.blur_parameter)
+    chosen = poison_mask(
+        key.seed, number, settings.kernel_size, len(images), settings.poison_fraction
+    )
+    return filters, chosen
+
+
+def _encode(image: SourceImage, filters: np.ndarray, chosen: bool, settings: Settings) -> bytes:
+    pixels = image.read()
+    if chosen:
+        pixels = convolve_image(pixels, filters[image.label], settings.grayscale)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])).save(
+        buffer, **_SAVE[settings.image_format]
+    )
+    return buffer.getvalue()
+
+
+def _output_names(images: Sequence[SourceImage], settings: Settings) -> list[str]:
+    if not images:
+        raise ProtectionError('There are no images to protect.')
+    suffix = {'jpeg': '.jpg'}.get(settings.image_format, f'.{settings.image_format}')
+    names = [str(Path(image.name).with_suffix(suffix).as_posix()) for image in images]
+    if len(set(names)) < len(names):
+        pairs = sorted(zip(names, (image.name for image in images)))
+        doubles = [[source for _, source in group] for _, group in groupby(pairs, lambda p: p[0])]
+        first = next(sources for sources in doubles if len(sources) > 1)
+        raise ProtectionError(
+            f'{" and ".join(first)} would become the same file; rename one of them.'
+        )
+    return names
+
+
+def _begin(
+    images: Sequence[SourceImage],
+    names: Sequence[str],
+    output: Path,
+    key: Key,
+    settings: Settings,
+) -> dict:
+    """The manifest of an earlier call, or a new one in an empty folder."""
+    if output.is_file():
+        raise ProtectionError(f'The output {output} is a file; name a folder.')
+    if (output / MANIFEST).is_file():
+        manifest = _read_manifest(output)
+        _compare(manifest, images, key, settings, output)
+        _remove_remains(output, names)
+        return manifest
+    if output.is_dir() and any(output.iterdir()):
+        raise ProtectionError(
+            f'The output folder {output} is not empty and holds no {MANIFEST}; nothing is '
+            'overwritten. Name a new folder.'
+        )
+    salt = secrets.token_bytes(16)
+    manifest = dict(
+        method='class-wise convolution (ConvUnlearnable)',
+        version=_VERSION,
+        complete=False,
+        settings=asdict(settings),
+        num_images=len(images),
+        num_classes=1 + max(image.label for image in images),
+        source_digest=_digest(images),
+        key_salt=salt.hex(),
+        key_fingerprint=key.fingerprint(salt),
+        files=[],
+    )
+    _write_manifest(manifest, output)
+    return manifest
+
+
+def _remove_remains(output: Path, names: Sequence[str]) -> None:
+    """Delete the unfinished files of a call that was killed."""
+    for folder in {(output / name).parent for name in names} | {output}:
+        for path in folder.glob('.*.tmp'):
+            path.unlink(missing_ok=True)
+
+
+def _compare(
+    manifest: dict, images: Sequence[SourceImage], key: Key, settings: Settings, output: Path
+) -> None:
+    if manifest['key_fingerprint'] != key.fingerprint(bytes.fromhex(manifest['key_salt'])):
+        raise ProtectionError(f'{output} was made with another key.')
+    wanted = asdict(settings)
+    differences = [
+        f'{name} {manifest["settings"].get(name)!r} instead of {wanted[name]!r}'
+        for name in wanted
+        if manifest['settings'].get(name) != wanted[name]
+    ]
+    if differences:
+        raise ProtectionError(
+            f'{output} was made with other settings: {", ".join(differences)}. Use the same, or '
+            'name a new folder.'
+        )
+    if manifest['source_digest'] != _digest(images):
+        raise ProtectionError(
+            f'{output} was made from other files: {manifest["num_images"]} images of '
+            f'{manifest["num_classes"]} classes then, {len(images)} of '
+            f'{1 + max(image.label for image in images)} now, or other names. Filters follow from '
+            'the sorted classes, so name a new folder.'
+        )
+
+
+def _digest(images: Sequence[SourceImage]) -> str:
+    """Digest of names and labels in order."""
+    lines = '\n'.join(f'{image.label} {image.name}' for image in images)
+    return hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()
+
+
+def _read_manifest(output: Path) -> dict:
+    path = output / MANIFEST
+    if not path.is_file():
+        raise ProtectionError(f'{output} has no {MANIFEST}: it is no output of this tool.')
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest['version'] != _VERSION:
+            raise ProtectionError(
+                f'{path} is of version {manifest["version"]}, this code writes {_VERSION}.'
+            )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ProtectionError(f'{path} is damaged: {error}.') from error
+    return manifest
+
+
+def _write_manifest(manifest: dict, output: Path) -> None:
+    write_atomically((json.dumps(manifest, indent=1) + '\n').encode(), output / MANIFEST)
+
+
+def _write_table(images: Sequence[SourceImage], names: Sequence[str], path: Path) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['image', 'identity', 'camera', 'view', 'subset'])
+    for image, name in zip(images, names):
+        writer.writerow([name, image.identity, image.camera, image.view, 'train'])
+    write_atomically(text.getvalue().encode(), path)
+
+
+def _in_parallel(function: Callable, number: int, workers: int, progress: bool, title: str) -> list:
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        results = pool.map(function, range(number))
+        bar = tqdm(results, title, number, disable=None if progress else True, unit='images')
+        return list(bar)
+    finally:
+        # An interrupted call must not go on with the images that are still to come.
+        pool.shutdown(cancel_futures=True)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')

@@ -1,0 +1,107 @@
+"""Where images to protect come from: folders of classes, or any re-ID dataset."""
+
+import os
+from pathlib import Path
+
+from vitdown.registry import DATASETS
+
+from ..files import IMAGE_SUFFIXES
+from ..transforms.decoding import decode_image, read_bytes, to_bgr_uint8
+from .protect import ProtectionError, SourceImage
+
+
+def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], list[str]]:
+    """Images of ``<source>/<class>/**/<image>``, classes in sorted order.
+
+    Returns:
+        The images, sorted by class and path, and the names of files that were left out because
+        they are no images or lie in no class folder.
+
+    Raises:
+        ProtectionError: There is no such folder, or a class has no images.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise ProtectionError(f'The source {source} is no folder.')
+    folders = sorted(path for path in source.iterdir() if path.is_dir())
+    others = [path.name for path in source.iterdir() if not path.is_dir()]
+    images = []
+    for label, folder in enumerate(folders):
+        files = sorted(path for path in folder.rglob('*') if path.is_file())
+        found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise ProtectionError(
+                f'The class folder {folder} has no images ({", ".join(IMAGE_SUFFIXES)}). Remove '
+                'it: it would count as a class and shift the filters of all after it.'
+            )
+        others += [path.relative_to(source).as_posix() for path in files if path not in found]
+        images += [
+            SourceImage(
+                path.relative_to(source).as_posix(), label, folder.name, _file_reader(str(path))
+            )
+            for path in found
+        ]
+    if not images:
+        raise ProtectionError(
+            f'{source} has no class folders: it must hold one folder of images a class. For re-ID '
+            'sets in other layouts, name the type of the dataset.'
+        )
+    return images, others
+
+
+def reid_images(dataset_type: str, source: str | os.PathLike, **options) -> list[SourceImage]:
+    """Training images of a re-ID dataset; identities are the classes, in sorted order.
+
+    Args:
+        dataset_type: A type of vitdown's datasets, e.g. ``'Market1501'``.
+        source: Its ``data_root``.
+        **options: Further arguments of it, e.g. ``ann_file``.
+
+    Raises:
+        ProtectionError: There is no such type.
+    """
+    if DATASETS.get(dataset_type) is None:
+        raise ProtectionError(f'There is no dataset type {dataset_type!r}.')
+    dataset = DATASETS.build(
+        dict(type=dataset_type, data_root=str(source), subset='train', **options)
+    )
+    images = []
+    for index in range(len(dataset)):
+        sample = dataset.annotation(index)
+        images.append(
+            SourceImage(
+                _name(sample['img_path'], dataset.data_root),
+                sample['gt_label'],
+                sample['identity'],
+                _sample_reader(dataset, index),
+                sample['camera_id'],
+                sample['view_id'],
+            )
+        )
+    return images
+
+
+def _name(path: str, root: str) -> str:
+    """Path below the root; images from elsewhere keep their path without its beginning."""
+    try:
+        return Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).as_posix()
+    except ValueError:
+        parts = [part for part in Path(path).parts if part not in ('..', Path(path).anchor)]
+        return Path(*parts).as_posix()
+
+
+def _file_reader(path: str):
+    return lambda: decode_image(read_bytes(path), path)
+
+
+def _sample_reader(dataset, index: int):
+    def read():
+        sample = dataset.get_data_info(index)
+        if 'img' in sample:
+            return to_bgr_uint8(sample['img'], sample['img_path'])
+        data = sample.get('img_bytes')
+        if data is None:
+            data = read_bytes(sample['img_path'])
+        return decode_image(data, sample['img_path'])
+
+    return read
