@@ -1,14 +1,22 @@
+from .cait import CaiT
+from .deit3 import DeiT3
 from .distilled_vision_transformer import DistilledVisionTransformer
 from .lv_vit import LVViT
+from .mobilenet_v1 import MobileNetV1
 from .nvit import NViT, revit_arch
+from .pvt import PyramidVisionTransformer
 from .stvit_swin import STViTSwin
 from .t2t_vit import T2TViT
 from .vision_transformer import TokenFeatures, VisionTransformer
 
 __all__ = [
+    'CaiT',
+    'DeiT3',
     'DistilledVisionTransformer',
     'LVViT',
+    'MobileNetV1',
     'NViT',
+    'PyramidVisionTransformer',
     'STViTSwin',
     'T2TViT',
     'TokenFeatures',
