@@ -92,6 +92,24 @@ def tiny_config(tmp_path_factory, market_root) -> Path:
     return path
 
 
+@pytest.fixture(scope='session')
+def tiny_checkpoint(tmp_path_factory, tiny_config) -> Path:
+    """Random weights of ``tiny_config``'s model."""
+    # Imported here: most tests need neither models nor torch.
+    import torch
+
+    from vitdown.engine.launch import load_config
+    from vitdown.registry import MODELS
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MODELS.build(load_config(str(tiny_config)).model)
+        model.init_weights()
+    path = tmp_path_factory.mktemp('weights') / 'tiny.pth'
+    torch.save({'state_dict': model.state_dict()}, path)
+    return path
+
+
 def run_tool(*args, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
     """Run a Python tool of the repository as a user would; output is captured."""
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), **kwargs.pop('env', {})}

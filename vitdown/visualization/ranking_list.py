@@ -14,6 +14,7 @@ Colour = tuple[int, int, int]
 QUERY_COLOUR: Colour = (40, 90, 200)
 RIGHT_COLOUR: Colour = (30, 150, 60)
 WRONG_COLOUR: Colour = (205, 40, 40)
+UNKNOWN_COLOUR: Colour = (120, 120, 120)
 _TEXT_COLOUR: Colour = (30, 30, 30)
 _FRAME = 4
 _GAP = 6
@@ -24,7 +25,7 @@ _NAME_BYTES = 120
 def draw_ranking_list(
     query: np.ndarray,
     gallery: Sequence[np.ndarray],
-    matches: Sequence[bool],
+    matches: Sequence[bool | None],
     query_caption: Sequence[str] = (),
     gallery_captions: Sequence[Sequence[str]] = (),
     size: tuple[int, int] = (160, 80),
@@ -37,7 +38,8 @@ def draw_ranking_list(
     Args:
         query: Image (H, W, 3), RGB, or (H, W) or (H, W, 1), grey; uint8.
         gallery: Images likewise, best first; may be empty.
-        matches: Whether each gallery image shows the query's identity.
+        matches: Whether each gallery image shows the query's identity; None where that is not
+            known, which is framed grey.
         query_caption: Lines of text below the query.
         gallery_captions: Lines of text below each gallery image; empty for none at all.
         size: ``(H, W)`` of each picture in pixels; images are fitted in with their aspect kept.
@@ -65,8 +67,13 @@ def draw_ranking_list(
 
     left = _GAP
     for index, (image, lines) in enumerate(zip([query, *gallery], captions)):
-        match = None if index == 0 else bool(matches[index - 1])
-        colour = {None: QUERY_COLOUR, True: RIGHT_COLOUR, False: WRONG_COLOUR}[match]
+        match = None if index == 0 else matches[index - 1]
+        if index == 0:
+            colour = QUERY_COLOUR
+        elif match is None:
+            colour = UNKNOWN_COLOUR
+        else:
+            colour = RIGHT_COLOUR if match else WRONG_COLOUR
         box = (left, _GAP, left + cell_width - 1, _GAP + cell_height - 1)
         draw.rectangle(box, outline=colour, width=_FRAME)
         picture.paste(_fit(image, size), (left + _FRAME, _GAP + _FRAME))

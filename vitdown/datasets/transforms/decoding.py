@@ -8,7 +8,7 @@ import numpy as np
 from mmengine import fileio
 from PIL import Image, ImageOps
 
-_SKIP_HINT = "Restore the file, or build the dataset with corrupt='skip' to leave such images out."
+SKIP_HINT = "Restore the file, or build the dataset with corrupt='skip' to leave such images out."
 
 
 class CorruptImageError(OSError):
@@ -82,14 +82,14 @@ def decode_image(data: bytes, name: str, backend: str = 'pillow') -> np.ndarray:
         CorruptImageError: The bytes are empty, truncated or no image.
     """
     if not len(data):
-        raise CorruptImageError(f'Cannot read {name}: the file is empty (0 bytes). {_SKIP_HINT}')
+        raise CorruptImageError(f'Cannot read {name}: the file is empty (0 bytes). {SKIP_HINT}')
     try:
         return DECODERS[backend](data)
     # Decoders fail on damaged files with many types, from SyntaxError to struct.error.
     except Exception as error:
         raise CorruptImageError(
             f'Cannot decode {name}: the file is truncated or not an image '
-            f'({type(error).__name__}: {error}). {_SKIP_HINT}'
+            f'({type(error).__name__}: {error}). {SKIP_HINT}'
         ) from error
 
 
@@ -103,6 +103,6 @@ def read_bytes(path: str, backend_args: dict | None = None) -> bytes:
         return fileio.get(path, backend_args=backend_args)
     except FileNotFoundError as error:
         hint = '' if Path(path).is_absolute() else f' (relative to {Path.cwd()})'
-        raise CorruptImageError(f'No such image file: {path}{hint}. {_SKIP_HINT}') from error
+        raise CorruptImageError(f'No such image file: {path}{hint}. {SKIP_HINT}') from error
     except OSError as error:
-        raise CorruptImageError(f'Cannot read {path}: {error}. {_SKIP_HINT}') from error
+        raise CorruptImageError(f'Cannot read {path}: {error}. {SKIP_HINT}') from error

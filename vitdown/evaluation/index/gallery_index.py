@@ -110,6 +110,11 @@ class GalleryIndex:
         return {name: column[self._alive] for name, column in self._columns.items()}
 
     @property
+    def column_types(self) -> dict[str, np.dtype]:
+        """Types of the metadata columns."""
+        return {name: column.dtype for name, column in self._columns.items()}
+
+    @property
     def is_trained(self) -> bool:
         """Whether vectors can be added without training (IVF and PQ need it)."""
         return self._index.is_trained

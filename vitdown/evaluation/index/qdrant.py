@@ -149,6 +149,11 @@ class QdrantGallery:
         """Columns in the order of ``ids``, each of shape (N,)."""
         return self._columns([point.payload for point in self._points(with_payload=True)])
 
+    @property
+    def column_types(self) -> dict[str, np.dtype]:
+        """Types of the metadata columns."""
+        return dict(self._types or {})
+
     def add(
         self,
         features: Features,

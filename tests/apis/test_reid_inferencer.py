@@ -1,0 +1,157 @@
+import http.server
+import json
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitdown.apis import ReIDInferencer, open_gallery
+from vitdown.checkpoint import CheckpointError
+from vitdown.datasets.transforms.decoding import CorruptImageError
+from vitdown.engine.launch import ConfigError, load_config
+
+NAME = '0100_c2s1_000001_00.jpg'
+
+
+@pytest.fixture(scope='module')
+def reid(tiny_config, tiny_checkpoint):
+    return ReIDInferencer(tiny_config, tiny_checkpoint, device='cpu', batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def photos(market_root):
+    return market_root / 'bounding_box_test'
+
+
+@pytest.fixture(scope='module')
+def gallery(reid, photos):
+    cameras = [int(path.name[6]) for path in sorted(photos.iterdir())]
+    return reid.build_index(photos, metadata={'camera': cameras})
+
+
+def test_features_are_those_of_the_model(reid, photos):
+    embeddings = reid(photos)
+    assert embeddings.features.shape == (25, 24)
+    image = reid.pipeline({'img_path': str(photos / NAME)})['inputs'][None]
+    batch = reid.model.data_preprocessor({'inputs': image})
+    with torch.no_grad():
+        expected = reid.model(batch['inputs'], mode='tensor')[0]
+    row = embeddings.paths.tolist().index(str(photos / NAME))
+    np.testing.assert_allclose(embeddings.features[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_kind_of_input_gives_the_same_feature(reid, photos):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=photos)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}/{NAME}'
+        image = Image.open(photos / NAME)
+        kinds = [photos / NAME, address, image, np.asarray(image)[..., ::-1]]
+        features = reid(kinds).features
+        server.shutdown()
+    np.testing.assert_allclose(features, features[:1].repeat(4, axis=0), atol=1e-6)
+
+
+def test_worker_processes_keep_the_order(reid, photos, tiny_config, tiny_checkpoint):
+    workers = ReIDInferencer(tiny_config, tiny_checkpoint, 'cpu', batch_size=4, num_workers=2)
+    np.testing.assert_allclose(workers(photos).features, reid(photos).features, atol=1e-6)
+
+
+def test_search_finds_the_image_itself(reid, photos, gallery):
+    rankings = reid.search(photos / NAME, gallery, k=3)
+    assert [match.rank for match in rankings[0]] == [1, 2, 3]
+    best = rankings[0][0]
+    assert best.score == pytest.approx(1, abs=1e-5)
+    assert best.metadata == {'path': str(photos / NAME), 'camera': 2}
+    other = reid.search(photos / NAME, gallery, k=30, where={'camera': 1})
+    assert {match.metadata['camera'] for match in other[0]} == {1}
+    assert len(other[0]) < 25
+
+
+def test_rankings_as_records_files_and_pictures(reid, photos, gallery, tmp_path):
+    rankings = reid.search([photos / NAME] * 2, gallery, k=2, metadata={'identity': [1, 2]})
+    for suffix in ('jsonl', 'csv', 'npz'):
+        rankings.save(tmp_path / f'r.{suffix}')
+    records = [json.loads(line) for line in (tmp_path / 'r.jsonl').read_text().splitlines()]
+    assert records == rankings.records()
+    assert list(records[0]['matches'][0]) == ['rank', 'score', 'id', 'path', 'camera']
+    lines = (tmp_path / 'r.csv').read_text().splitlines()
+    assert lines[0] == 'query,rank,score,id,path,camera'
+    assert len(lines) == 5
+    with np.load(tmp_path / 'r.npz') as arrays:
+        assert arrays['ids'].shape == arrays['metadata/camera'].shape == (2, 2)
+    rankings.save_pictures(tmp_path / 'lists', size=(32, 16))
+    assert sorted(path.name for path in (tmp_path / 'lists').iterdir()) == [
+        '00000_0100_c2s1_000001_00.png',
+        '00001_0100_c2s1_000001_00.png',
+    ]
+
+
+def test_rank_orders_arrays_without_an_index(reid, photos):
+    arrays = [np.asarray(Image.open(path)) for path in sorted(photos.iterdir())[:4]]
+    rankings = reid.rank(arrays[2], arrays)
+    assert rankings[0][0].metadata['path'] == 'array 2'
+    assert len(rankings[0]) == 4
+    assert rankings.picture(0, size=(32, 16)).width > 4 * 16
+
+
+def test_verify(reid, photos):
+    paths = sorted(photos.iterdir())
+    pairs = [(paths[0], paths[0]), (paths[0], paths[9])]
+    features = reid([path for _, path in pairs]).features
+    cosine = features[0] @ features[1] / np.linalg.norm(features[0]) / np.linalg.norm(features[1])
+    result = reid.verify(pairs, threshold=0.9999)
+    np.testing.assert_allclose(result.scores, [1, cosine], atol=1e-5)
+    assert result.same.tolist() == [True, False]
+    with pytest.raises(ValueError, match='two single images'):
+        reid.verify([(paths[0], photos)], threshold=0.5)
+
+
+def test_bad_images_stop_or_are_named(reid, photos, tmp_path):
+    (tmp_path / 'torn.jpg').write_bytes((photos / NAME).read_bytes()[:200])
+    (tmp_path / 'text.jpg').write_text('no image')
+    inputs = [tmp_path / 'torn.jpg', photos / NAME, tmp_path / 'text.jpg', tmp_path / 'none.jpg']
+    with pytest.raises(CorruptImageError, match=r'torn\.jpg.*--on-error skip'):
+        reid(inputs)
+    embeddings = reid(inputs, metadata={'camera': [1, 2, 3, 4]}, on_error='skip')
+    assert embeddings.paths.tolist() == [str(photos / NAME)]
+    assert embeddings.metadata['camera'].tolist() == [2]
+    assert list(embeddings.skipped) == [str(inputs[i]) for i in (0, 2, 3)]
+    assert 'No such image file' in embeddings.skipped[str(tmp_path / 'none.jpg')]
+    with pytest.raises(ValueError, match='none of the 1 images can be read'):
+        reid(tmp_path / 'none.jpg', on_error='skip')
+
+
+def test_galleries_of_other_models_are_refused(reid, photos, gallery, tiny_config, tmp_path):
+    torch.manual_seed(1)
+    other = ReIDInferencer(tiny_config, device='cpu')
+    assert other.fingerprint != reid.fingerprint
+    with pytest.raises(ValueError, match='features of the model'):
+        other.search(photos / NAME, gallery)
+    gallery.save(tmp_path / 'gallery')
+    assert open_gallery(tmp_path / 'gallery').model == reid.fingerprint
+
+
+def test_the_pipeline_is_part_of_the_fingerprint(reid, tiny_config, tiny_checkpoint):
+    cfg = load_config(str(tiny_config))
+    assert ReIDInferencer(cfg, tiny_checkpoint, 'cpu').fingerprint == reid.fingerprint
+    cfg.test_dataloader.dataset.pipeline[1].interpolation = 'bicubic'
+    assert ReIDInferencer(cfg, tiny_checkpoint, 'cpu').fingerprint != reid.fingerprint
+
+
+def test_models_that_do_not_fit(tiny_config, tmp_path):
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        ReIDInferencer(tiny_config, tmp_path / 'none.pth')
+    torch.save({'state_dict': {'weight': torch.zeros(1)}}, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match='does not fit ReIdentifier'):
+        ReIDInferencer(tiny_config, tmp_path / 'other.pth')
+    cfg = load_config(str(tiny_config))
+    cfg.test_dataloader.dataset.pipeline[0].type = 'LoadImageFromFile'
+    with pytest.raises(ConfigError, match='LoadReIDImage'):
+        ReIDInferencer(cfg)
+    cfg.test_dataloader = None
+    with pytest.raises(ConfigError, match='test_dataloader'):
+        ReIDInferencer(cfg)

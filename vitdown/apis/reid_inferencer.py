@@ -1,0 +1,347 @@
+"""Re-identification with a trained model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, default_collate
+from mmengine.infer import BaseInferencer
+from mmengine.registry import init_default_scope
+from mmpretrain.structures import DataSample
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vitdown.checkpoint import check_fit, load_checkpoint_file, unwrap_state_dict
+from vitdown.datasets.transforms.decoding import SKIP_HINT, CorruptImageError
+from vitdown.engine.launch import ConfigError, load_config
+from vitdown.evaluation.index import GalleryIndex
+from vitdown.evaluation.index.metadata import Columns, Where, as_columns
+from vitdown.registry import MODELS
+
+from .embeddings import Embeddings
+from .fingerprint import fingerprint
+from .inputs import ImageInput, Sample, list_images
+from .rankings import Rankings
+
+if TYPE_CHECKING:
+    from .galleries import Gallery
+
+Inputs = ImageInput | Sequence[ImageInput]
+
+
+@dataclass
+class Verification:
+    """Whether pairs of images show the same identity.
+
+    Attributes:
+        scores (np.ndarray): (N,) cosine similarities.
+        same (np.ndarray): (N,) booleans, scores of at least the threshold.
+    """
+
+    scores: np.ndarray
+    same: np.ndarray
+
+
+class ReIDInferencer(BaseInferencer):
+    """Embed images with a re-ID model; index, search, rank and verify them.
+
+    Args:
+        model (str | Config): Config of the model, whose test pipeline prepares the images.
+        weights (str, optional): Checkpoint, ``.pth`` or ``.safetensors``; read without running code
+            from it, and refused unless it fits. None leaves the model as it is initialised.
+        device (str, optional): Defaults to the GPU if there is one.
+        batch_size (int): Images at a time. Defaults to 32.
+        num_workers (int): Processes that read images; 0 for none beside this one.
+        show_progress (bool): Show a progress bar. Defaults to False.
+
+    Raises:
+        FileNotFoundError: If config or checkpoint don't exist.
+        ConfigError: If the config is none of a re-ID model with a test pipeline.
+        CheckpointError: If the checkpoint is damaged or of another model.
+
+    Example:
+        >>> reid = ReIDInferencer('config.py', 'epoch_120.pth')
+        >>> reid('photos/').save('photos.npz')
+        >>> gallery = reid.build_index('photos/')
+        >>> for match in reid.search('query.jpg', gallery, k=5)[0]:
+        ...     print(match.rank, match.score, match.metadata['path'])
+    """
+
+    def __init__(
+        self,
+        model: str | Config,
+        weights: str | os.PathLike | None = None,
+        device: str | None = None,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        show_progress: bool = False,
+    ) -> None:
+        cfg = load_config(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else model
+        init_default_scope(cfg.get('default_scope', 'vitdown'))
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f'batch_size must be positive and num_workers not negative, not {batch_size} and '
+                f'{num_workers}'
+            )
+        self.batch_size, self.num_workers = batch_size, num_workers
+        super().__init__(cfg, weights, device, show_progress=show_progress)
+        self.fingerprint = fingerprint(self.model, cfg, pipeline_of(cfg))
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        metadata: Mapping[str, Sequence] | None = None,
+        on_error: str = 'stop',
+    ) -> Embeddings:
+        """Embed images.
+
+        Args:
+            inputs: See :func:`list_images`.
+            metadata (dict, optional): Columns of a value for each image. ``camera`` and ``view``
+                also go to models with side information.
+            on_error (str): What to do about images that can't be read: ``'stop'``, or ``'skip'``
+                to leave them out and name them in ``skipped``.
+
+        Raises:
+            CorruptImageError: If an image is missing, damaged or none.
+            ValueError: If no image could be read, or metadata don't fit.
+        """
+        return self._embed(list_images(inputs), metadata, on_error)
+
+    def build_index(
+        self,
+        inputs: Inputs,
+        factory: str = 'Flat',
+        metric: str = 'cosine',
+        metadata: Mapping[str, Sequence] | None = None,
+        on_error: str = 'stop',
+    ) -> GalleryIndex:
+        """A gallery of images, each with its ``path`` and the metadata given.
+
+        Args:
+            inputs: See :func:`list_images`.
+            factory (str): See :class:`GalleryIndex`.
+            metric (str): ``'cosine'`` or ``'euclidean'``.
+            metadata (dict, optional): See :meth:`__call__`.
+            on_error (str): See :meth:`__call__`.
+        """
+        embeddings = self(inputs, metadata, on_error)
+        dim = embeddings.features.shape[1]
+        gallery = GalleryIndex(dim, factory, metric, model=self.fingerprint)
+        gallery.add(embeddings.features, metadata=embeddings.columns())
+        return gallery
+
+    def search(
+        self,
+        inputs: Inputs,
+        gallery: Gallery,
+        k: int = 10,
+        where: Where | None = None,
+        metadata: Mapping[str, Sequence] | None = None,
+        on_error: str = 'stop',
+    ) -> Rankings:
+        """The k best matches of each query in a gallery.
+
+        Args:
+            inputs: The queries, see :func:`list_images`.
+            gallery (GalleryIndex | QdrantGallery): Of this model's features.
+            k (int): Length of the lists.
+            where (dict, optional): Which images may be found, see :meth:`GalleryIndex.search`.
+            metadata (dict, optional): See :meth:`__call__`; with ``identity``, pictures show which
+                matches are right.
+            on_error (str): See :meth:`__call__`.
+
+        Raises:
+            ValueError: If the gallery holds features of another model.
+        """
+        self.check_gallery(gallery)
+        samples = list_images(inputs)
+        embeddings = self._embed(samples, metadata, on_error)
+        result = gallery.search(embeddings.features, k, where)
+        return Rankings(_queries(samples, embeddings), result, skipped=embeddings.skipped)
+
+    def rank(self, query: ImageInput, images: Inputs, k: int | None = None) -> Rankings:
+        """Order images by their likeness to a query, without an index.
+
+        Args:
+            query: One image.
+            images: See :func:`list_images`.
+            k (int, optional): Length of the list. Defaults to all.
+        """
+        samples = list_images(images)
+        gallery = GalleryIndex(self(query).features.shape[1], model=self.fingerprint)
+        embeddings = self._embed(samples)
+        gallery.add(embeddings.features, metadata=embeddings.columns())
+        rankings = self.search(query, gallery, k or len(samples))
+        rankings.images = {s['img_path']: s['img'] for s in samples if 'img' in s}
+        return rankings
+
+    def verify(
+        self, pairs: Sequence[tuple[ImageInput, ImageInput]], threshold: float
+    ) -> Verification:
+        """Whether both images of each pair show the same identity.
+
+        Args:
+            pairs: Pairs of single images, see :func:`list_images`.
+            threshold (float): Least cosine similarity of a right pair. It depends on the model:
+                ``roc_curve`` of a validation set tells which one accepts how many wrong pairs.
+        """
+        firsts, seconds = (self([pair[side] for pair in pairs]).features for side in (0, 1))
+        if not len(firsts) == len(seconds) == len(pairs):
+            raise ValueError('a pair takes two single images, no folders or patterns')
+        scores = torch.nn.functional.cosine_similarity(
+            torch.from_numpy(firsts), torch.from_numpy(seconds)
+        ).numpy()
+        return Verification(scores, scores >= threshold)
+
+    def check_gallery(self, gallery: Gallery) -> None:
+        """Raise ValueError if a gallery is known to hold features of another model."""
+        if gallery.model and gallery.model != self.fingerprint:
+            raise ValueError(
+                f'the gallery holds features of the model {gallery.model}, this is '
+                f'{self.fingerprint}: features of different models, weights or test pipelines '
+                'can not be compared; use that model, or embed the gallery with this one'
+            )
+
+    def _embed(
+        self,
+        samples: list[Sample],
+        metadata: Mapping[str, Sequence] | None = None,
+        on_error: str = 'stop',
+    ) -> Embeddings:
+        if on_error not in ('stop', 'skip'):
+            raise ValueError(f"on_error must be 'stop' or 'skip', not {on_error!r}")
+        columns = as_columns(metadata, len(samples))
+        features, kept, skipped = [], [], {}
+        for numbers, batch, errors in self.preprocess(_with_side_information(samples, columns)):
+            for number, reason in errors:
+                name = str(samples[number]['img_path'])
+                if on_error == 'stop':
+                    raise CorruptImageError(
+                        f"{reason} Leave such images out with on_error='skip' (--on-error skip)."
+                    )
+                skipped[name] = reason
+            if numbers:
+                predicted = self.forward(batch)
+                features.append(torch.stack([sample.feature for sample in predicted]).cpu())
+                kept += numbers
+        if not kept:
+            reason = next(iter(skipped.values()))
+            raise ValueError(f'none of the {len(samples)} images can be read, the first: {reason}')
+        return Embeddings(
+            features=torch.cat(features).float().numpy(),
+            paths=np.array([str(samples[number]['img_path']) for number in kept]),
+            metadata={name: column[kept] for name, column in columns.items()},
+            model=self.fingerprint,
+            skipped=skipped,
+        )
+
+    def preprocess(
+        self, inputs: list[Sample], **kwargs
+    ) -> Iterator[tuple[list[int], Any, list[tuple[int, str]]]]:
+        """Batches: numbers of the images in it, the batch, numbers and reasons of bad images."""
+        loader = DataLoader(
+            _Images(inputs, self.pipeline),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=partial(_collate, self.collate_fn),
+        )
+        return iter(tqdm(loader, 'Embedding', disable=not self.show_progress, unit='batch'))
+
+    def visualize(
+        self, inputs: list, preds: list[DataSample], show: bool = False, **kwargs
+    ) -> None:
+        """Features have no picture of their own; see :class:`Rankings`."""
+
+    def postprocess(self, preds: list[DataSample], visualization: None, **kwargs) -> Any:
+        """Nothing is left to do: :meth:`__call__` returns :class:`Embeddings`."""
+        return preds
+
+    def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
+        if cfg.get('model') is None:
+            raise ConfigError('the config has no model')
+        checkpoint = None if weights is None else load_checkpoint_file(weights)
+        model = MODELS.build(cfg.model)
+        if checkpoint is None:
+            model.init_weights()
+        else:
+            state_dict = unwrap_state_dict(checkpoint)
+            check_fit(model, state_dict, str(weights))
+            model.load_state_dict(state_dict, strict=False)
+        return model.to(device).eval()
+
+    def _init_pipeline(self, cfg: Config) -> Compose:
+        return Compose(pipeline_of(cfg))
+
+    def _init_collate(self, cfg: Config):
+        return default_collate
+
+    def _init_visualizer(self, cfg: Config) -> None:
+        return None
+
+
+def pipeline_of(cfg: Config) -> list[dict]:
+    """Test pipeline of a config.
+
+    Raises:
+        ConfigError: If there is none, or it doesn't start with ``LoadReIDImage``.
+    """
+    pipeline = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
+    if not pipeline:
+        raise ConfigError('the config has no test_dataloader.dataset.pipeline to prepare images by')
+    if pipeline[0]['type'] != 'LoadReIDImage':
+        raise ConfigError(
+            f'the test pipeline starts with {pipeline[0]["type"]}; let it start with '
+            "dict(type='LoadReIDImage'), which reads arrays too and names damaged files"
+        )
+    return pipeline
+
+
+class _Images(torch.utils.data.Dataset):
+    """Images that went through a pipeline, or the reason why one could not be read."""
+
+    def __init__(self, samples: list[Sample], pipeline: Compose) -> None:
+        self.samples, self.pipeline = samples, pipeline
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> tuple[int, dict | None, str]:
+        try:
+            return number, self.pipeline(dict(self.samples[number])), ''
+        except CorruptImageError as error:
+            return number, None, str(error).removesuffix(SKIP_HINT).strip()
+
+
+def _collate(collate_fn, items: list[tuple[int, dict | None, str]]):
+    good = [(number, packed) for number, packed, _ in items if packed is not None]
+    errors = [(number, reason) for number, packed, reason in items if packed is None]
+    numbers = [number for number, _ in good]
+    return numbers, collate_fn([packed for _, packed in good]) if good else None, errors
+
+
+def _with_side_information(samples: list[Sample], columns: Columns) -> list[Sample]:
+    """Samples with the keys that models with side information look for."""
+    keys = {'camera': 'camera_id', 'view': 'view_id'}
+    given = {key: columns[name].tolist() for name, key in keys.items() if name in columns}
+    return [
+        {**sample, **{key: values[row] for key, values in given.items()}}
+        for row, sample in enumerate(samples)
+    ]
+
+
+def _queries(samples: list[Sample], embeddings: Embeddings) -> list[Sample]:
+    """The samples that were embedded, with their identity if it is known."""
+    read = [sample for sample in samples if str(sample['img_path']) not in embeddings.skipped]
+    identities = embeddings.metadata.get('identity')
+    if identities is None:
+        return read
+    return [{**sample, 'identity': value} for sample, value in zip(read, identities.tolist())]
