@@ -80,8 +80,9 @@ class MCTF(TokenFusion):
             raise ValueError(f'pooling must be one of {POOLINGS}, got {pooling!r}')
         if attention not in ATTENTIONS:
             raise ValueError(f'attention must be one of {ATTENTIONS}, got {attention!r}')
-        if min(tau_sim, tau_info, tau_size) < 0:
-            raise ValueError('Temperatures must not be negative')
+        for name, tau in (('tau_sim', tau_sim), ('tau_info', tau_info), ('tau_size', tau_size)):
+            if tau < 0:
+                raise ValueError(f'{name} must not be negative, got {tau}')
         self.r = r
         self.r_eval = r_eval
         self.layers = frozenset(layers)
