@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitdown.models.token_fusion import MCTF, multi_criteria_scores
+from vitdown.models.token_fusion import MCTF
 from vitdown.models.token_fusion.mctf import attention_received
 
 
@@ -77,6 +77,28 @@ def full_scores(scores: Tensor, num_protected: int = 1) -> Tensor:
     return torch.nn.functional.pad(scores, (left, 0, top, 0), value=float('-inf'))
 
 
+def plain_scores(
+    x: Tensor,
+    informativeness: Tensor,
+    size: Tensor | None,
+    tau_sim: float,
+    tau_info: float,
+    tau_size: float,
+) -> Tensor:
+    """Scores ``(B, nA, nB)`` with one protected token, every criterion a map of its own."""
+    unit = x / x.norm(dim=-1, keepdim=True)
+    scores = torch.ones(x.shape[0], (x.shape[1] + 1) // 2, x.shape[1] // 2, device=x.device)
+    if tau_sim:
+        scores = ((unit[:, ::2] @ unit[:, 1::2].transpose(1, 2) + 1) / 2) ** (1 / tau_sim)
+    for criterion, tau in ((informativeness, tau_info), (size, tau_size)):
+        if tau and criterion is not None:
+            inverse = 1 / criterion
+            inverse = inverse / inverse.amax(dim=1, keepdim=True)
+            scores = scores * (inverse[:, ::2, None] * inverse[:, None, 1::2]) ** (1 / tau)
+    scores[:, 0] = float('-inf')
+    return scores
+
+
 class PlainMCTF(MCTF):
     """:class:`MCTF` with ``attention='one_step_ahead'`` and one protected token, slowly."""
 
@@ -87,15 +109,9 @@ class PlainMCTF(MCTF):
         (weights,) = self._softmax(attn, query, key, self.bias(x, state), streams)
         attention = self.report(attn, need_weights, query, key, (weights,), state, streams)
         with torch.no_grad():
-            scores = multi_criteria_scores(
-                x,
-                attention_received(weights),
-                state.size,
-                self.tau_sim,
-                self.tau_info,
-                self.tau_size,
-            )
-            decisions = decide(full_scores(scores), r, self.bidirectional)
+            taus = (self.tau_sim, self.tau_info, self.tau_size)
+            scores = plain_scores(x, attention_received(weights), state.size, *taus)
+            decisions = decide(scores, r, self.bidirectional)
             share = (attention_received(weights) * sizes)[..., None]
             share = share / share.amax(dim=1, keepdim=True)
             total = decisions.merge(share)
