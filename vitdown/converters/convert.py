@@ -3,6 +3,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from .cls_kd import convert_cls_kd, export_cls_kd
+from .ofq import convert_ofq, export_ofq
 from .smmix import (
     convert_cait,
     convert_pvt,
@@ -37,6 +38,7 @@ CONVERTERS: dict[str, Converter] = {
     'deit': convert_deit,
     'deit-distilled': convert_deit_distilled,
     'mctf': convert_timm,
+    'ofq': convert_ofq,
     't2t': convert_t2t,
     'lv-vit': convert_lv_vit,
     'stvit': convert_stvit,
@@ -51,6 +53,7 @@ EXPORTERS: dict[str, Converter] = {
     'deit': export_timm,
     'deit-distilled': export_deit_distilled,
     'mctf': export_timm,
+    'ofq': export_ofq,
     't2t': export_t2t,
     'lv-vit': export_lv_vit,
     'stvit': export_stvit,

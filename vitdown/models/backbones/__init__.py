@@ -6,6 +6,7 @@ from .mobilenet_v1 import MobileNetV1
 from .nvit import NViT, revit_arch
 from .pvt import PyramidVisionTransformer
 from .stvit_swin import STViTSwin
+from .swin_transformer import SwinTransformer
 from .t2t_vit import T2TViT
 from .vision_transformer import TokenFeatures, VisionTransformer
 
@@ -18,6 +19,7 @@ __all__ = [
     'NViT',
     'PyramidVisionTransformer',
     'STViTSwin',
+    'SwinTransformer',
     'T2TViT',
     'TokenFeatures',
     'VisionTransformer',

@@ -4,10 +4,12 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..quantization import quantizable
 from .vision_transformer import VisionTransformer
 
 
 @MODELS.register_module()
+@quantizable
 class DistilledVisionTransformer(VisionTransformer):
     """DeiT with a distillation token beside the class token (arXiv 2012.12877, Sec. 5).
 

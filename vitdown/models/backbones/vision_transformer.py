@@ -21,6 +21,7 @@ from ..layers import (
     resize_pos_embed,
 )
 from ..pretrained import load_pretrained
+from ..quantization import quantizable
 from ..token_fusion import FusionState
 
 
@@ -71,6 +72,7 @@ class TokenFeatures:
 
 
 @MODELS.register_module()
+@quantizable
 class VisionTransformer(MMPretrainVisionTransformer):
     """Plain pre-norm ViT / DeiT, the backbone that vitdown's methods share.
 
@@ -103,6 +105,9 @@ class VisionTransformer(MMPretrainVisionTransformer):
             weights, converted from ``source`` (see :mod:`vitdown.converters`) and with an error
             where they do not fit; None initialises as TransReID does.
         layer_cfgs (dict | Sequence[dict]): Extra arguments of the layers.
+        quant_cfg (dict, optional): Low-bit weights and activations, e.g.
+            ``dict(type='OFQ', w_bits=4, a_bits=4)``; see
+            :class:`vitdown.models.quantization.OFQ`.
         out_type (str): One of mmpretrain's (``'cls_token'``, ``'raw'``, ``'featmap'``,
             ``'avg_featmap'``), or ``'tokens'`` for :class:`TokenFeatures` as the only output.
         **kwargs: Other arguments of mmpretrain's ``VisionTransformer`` (``out_indices``,

@@ -1,0 +1,30 @@
+from .attention import QuantMultiheadAttention, QuantWindowMSA
+from .convert import convert, quantizable
+from .functional import cga_free_mask, lsq, lsq_codes, statsq, statsq_codes
+from .modules import QKRProjection, QuantConv2d, QuantLinear, QuantQKV
+from .packing import pack_codes, unpack_codes
+from .quantizers import LSQQuantizer, StatsQuantizer, quantizers_of, size_quantizers
+from .settings import OFQ
+
+__all__ = [
+    'OFQ',
+    'LSQQuantizer',
+    'QKRProjection',
+    'QuantConv2d',
+    'QuantLinear',
+    'QuantMultiheadAttention',
+    'QuantQKV',
+    'QuantWindowMSA',
+    'StatsQuantizer',
+    'cga_free_mask',
+    'convert',
+    'lsq',
+    'lsq_codes',
+    'pack_codes',
+    'quantizable',
+    'quantizers_of',
+    'size_quantizers',
+    'statsq',
+    'statsq_codes',
+    'unpack_codes',
+]

@@ -1,0 +1,279 @@
+"""Conversion of models, before any weights are loaded."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from mmcv.cnn.bricks.transformer import FFN
+from mmengine.logging import print_log
+from mmengine.utils import to_2tuple
+from mmpretrain.models.backbones.swin_transformer import SwinBlockSequence
+from torch import nn
+
+from .attention import QUANTIZED_ATTENTION, quantize_attention
+from .modules import QKRProjection, QuantConv2d, QuantLinear, QuantQKV
+from .quantizers import LSQQuantizer, StatsQuantizer, quantizers_of, size_quantizers
+from .settings import OFQ
+
+
+def quantizable(cls: type) -> type:
+    """Class decorator of backbones and heads: their constructor takes ``quant_cfg`` besides.
+
+    The complete instance is converted (:func:`convert`) before it leaves the constructor. A
+    subclass with a constructor of its own needs the decorator, too.
+    """
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def __init__(self, *args, quant_cfg: Mapping | OFQ | None = None, **kwargs) -> None:
+        init(self, *args, **kwargs)
+        if quant_cfg is None:
+            return
+        if type(self) is not cls:
+            raise TypeError(
+                f'{type(self).__name__} extends {cls.__name__} and must not hand quant_cfg on; '
+                'decorate it with @quantizable'
+            )
+        convert(self, quant_cfg)
+
+    cls.__init__ = __init__
+    return cls
+
+
+def convert(
+    model: nn.Module, quant_cfg: Mapping | OFQ, run: Callable[[], object] | None = None
+) -> nn.Module:
+    """Quantize a backbone or a head in place; parameter names stay as they are.
+
+    Attention (vitdown's ``MultiheadAttention``, mmpretrain's ``WindowMSA``), MLPs and other linear
+    layers get ``w_bits`` and ``a_bits``, the convolution that sees the image ``edge_bits``. In
+    attention of other types only the linear layers are quantized. A model without attention and
+    MLP is a head: its linear layers get ``edge_bits``.
+
+    Args:
+        model (nn.Module): The model.
+        quant_cfg (Mapping | OFQ): ``dict(type='OFQ', ...)``, see :class:`OFQ`.
+        run (Callable, optional): Runs the model on an input of the usual size, which tells how
+            many tokens there are. Defaults to a black image of the model's ``img_size``.
+
+    Returns:
+        nn.Module: ``model``.
+
+    Raises:
+        ValueError: If the settings can't apply to this model.
+    """
+    cfg = OFQ.from_cfg(quant_cfg)
+    _check_composition(model, cfg)
+    names = [name for name, _ in model.named_modules()]
+    if unused := cfg.unused_patterns(names):
+        raise ValueError(f'quant_cfg: no module of {type(model).__name__} is called {unused}')
+    _Converter(model, cfg).run()
+    per_token = [quantizer for quantizer in quantizers_of(model) if quantizer.step is None]
+    if per_token:
+        size_quantizers(model, run or (lambda: _forward_black_image(model)))
+    _remember_grid(model, per_token)
+    return model
+
+
+def _check_composition(model: nn.Module, cfg: OFQ) -> None:
+    granularities = {cfg.act_granularity}
+    granularities |= {v.get('act_granularity', 'tensor') for v in cfg.overrides.values()}
+    if getattr(model, 'token_fusion', None) is not None and 'token' in granularities:
+        raise ValueError(
+            "act_granularity='token' can't follow tokens that token_fusion moves and fuses; set "
+            "quant_cfg.act_granularity='tensor'"
+        )
+
+
+def _forward_black_image(model: nn.Module) -> None:
+    size = getattr(model, 'img_size', None)
+    if size is None:
+        raise ValueError(
+            f'{type(model).__name__} has no img_size, which steps per token depend on; set '
+            "quant_cfg.act_granularity='tensor'"
+        )
+    parameter = next(model.parameters())
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    shape = (1, channels, *to_2tuple(size))
+    image = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    side_information = {}
+    if getattr(model, 'sie', None) is not None:
+        side_information = dict(camera_ids=[0], view_ids=[0])
+    model(image, **side_information)
+
+
+def _remember_grid(model: nn.Module, quantizers: list[LSQQuantizer]) -> None:
+    """Tell quantizers with a step a token where the patches lie, to resize steps on load."""
+    grid = getattr(model, 'patch_resolution', None)
+    if grid is None or not getattr(model, 'num_extra_tokens', 0):
+        return
+    tokens = grid[0] * grid[1] + model.num_extra_tokens
+    for quantizer in quantizers:
+        if quantizer.step.numel() == tokens * quantizer.steps_per_position:
+            quantizer.grid = tuple(grid)
+
+
+def _token_columns(model: nn.Module) -> dict[int, int]:
+    """Width of the token map that each MLP and reduction layer of a Swin works on, by id.
+
+    Windows move over these tokens, so that a step belongs to a column, not to a token.
+    """
+    columns = {}
+    stages = [m for m in model.modules() if isinstance(m, SwinBlockSequence)]
+    if not stages:
+        return columns
+    width = model.patch_resolution[1]
+    for stage in stages:
+        for module in stage.blocks.modules():
+            if isinstance(module, FFN):
+                columns.update({id(m): width for m in module.modules()})
+        if stage.downsample is not None:
+            width = (width + 1) // 2
+            columns[id(stage.downsample.reduction)] = width
+    return columns
+
+
+def _layers_after_activation(model: nn.Module) -> set[int]:
+    """Ids of the linear layers whose inputs come from an activation function."""
+    layers = set()
+    for ffn in model.modules():
+        if isinstance(ffn, FFN):
+            linear = [m for m in ffn.layers.modules() if isinstance(m, nn.Linear)]
+            layers.update(id(m) for m in linear[1:])
+    return layers
+
+
+class _Converter:
+    """Walks over a model and replaces its layers."""
+
+    def __init__(self, model: nn.Module, cfg: OFQ) -> None:
+        self.model = model
+        self.cfg = cfg
+        self.columns = _token_columns(model)
+        self.after_activation = _layers_after_activation(model)
+        self.is_head = not any(
+            isinstance(m, (FFN, *QUANTIZED_ATTENTION)) for m in model.modules()
+        ) and not any(isinstance(m, nn.Conv2d) for m in model.modules())
+
+    def run(self) -> None:
+        self._convert_children(self.model, '')
+
+    def _convert_children(self, parent: nn.Module, prefix: str) -> None:
+        for child_name, child in list(parent.named_children()):
+            name = f'{prefix}{child_name}'
+            if self.cfg.skips(name):
+                continue
+            cfg = self.cfg.at(name)
+            if type(child) in QUANTIZED_ATTENTION:
+                self._convert_attention(child, name)
+            elif isinstance(child, nn.Linear):
+                setattr(parent, child_name, self._linear(child, name))
+            elif isinstance(child, nn.Conv2d):
+                if child.in_channels <= 4 and 'patch_embed' in name and cfg.edge_bits is not None:
+                    setattr(parent, child_name, self._image_conv(child, cfg))
+            else:
+                self._convert_children(child, f'{name}.')
+
+    def _linear(self, linear: nn.Linear, name: str) -> nn.Module:
+        cfg = self.cfg.at(name)
+        if self.is_head:
+            return self._head_linear(linear, cfg)
+        if cfg.w_bits is None and cfg.a_bits is None:
+            return linear
+        signed = id(linear) not in self.after_activation and not name.endswith('.fc2')
+        input_quant = self._activation(cfg, linear.in_features, signed=signed, shifts=True)
+        if cfg.a_bits is not None and cfg.act_granularity == 'token':
+            input_quant.columns = self.columns.get(id(linear))
+        return QuantLinear(linear, self._weight(cfg, linear.out_features), input_quant)
+
+    def _head_linear(self, linear: nn.Linear, cfg: OFQ) -> nn.Module:
+        if cfg.edge_bits is None:
+            return linear
+        return QuantLinear(
+            linear,
+            LSQQuantizer(cfg.edge_bits, (-1, 1), linear.out_features),
+            LSQQuantizer(cfg.edge_bits, (-1,), 1, shift_view=(linear.in_features,)),
+        )
+
+    def _image_conv(self, conv: nn.Conv2d, cfg: OFQ) -> nn.Module:
+        shift_view = () if cfg.act_granularity == 'token' else (conv.in_channels, 1, 1)
+        return QuantConv2d(
+            conv,
+            LSQQuantizer(cfg.edge_bits, (-1, 1, 1, 1), conv.out_channels),
+            LSQQuantizer(
+                cfg.edge_bits,
+                (-1, 1, 1),
+                conv.in_channels,
+                signed=None,
+                init_factor=2.0,
+                shift_view=shift_view,
+            ),
+        )
+
+    def _convert_attention(self, attn: nn.Module, name: str) -> None:
+        cfg = self.cfg.at(f'{name}.qkv')
+        if cfg.w_bits is None and cfg.a_bits is None:
+            return
+        dims, heads = attn.embed_dims, attn.num_heads
+        input_quant = self._activation(cfg, dims, shifts=True)
+        value_quant = self._activation(cfg, dims, shifts=True, channel=True)
+        if cfg.qkr:
+            qkv = QKRProjection(
+                attn.qkv,
+                heads,
+                self._weight(cfg, dims),
+                self._weight(cfg, heads * dims),
+                input_quant,
+                self._activation(cfg, dims, shifts=True, heads=heads),
+                value_quant,
+            )
+        else:
+            qkv = QuantQKV(
+                attn.qkv,
+                heads,
+                self._weight(cfg, 3 * dims),
+                input_quant,
+                self._activation(cfg, dims, shifts=True),
+                self._activation(cfg, dims, shifts=True),
+                value_quant,
+            )
+        granularity = 'token' if cfg.act_granularity == 'token' else 'tensor'
+        prob_quant = self._activation(cfg, None, signed=False, granularity=granularity)
+        proj = attn.proj
+        if not self.cfg.skips(f'{name}.proj'):
+            proj = self._linear(attn.proj, f'{name}.proj')
+        quantize_attention(attn, qkv, proj, prob_quant)
+
+    def _weight(self, cfg: OFQ, rows: int) -> nn.Module:
+        if cfg.w_bits is None:
+            return nn.Identity()
+        if cfg.w_quant == 'statsq':
+            return StatsQuantizer(cfg.w_bits)
+        return LSQQuantizer(cfg.w_bits, (-1, 1), rows)
+
+    def _activation(
+        self,
+        cfg: OFQ,
+        dims: int | None,
+        signed: bool = True,
+        shifts: bool = False,
+        channel: bool = False,
+        heads: int | None = None,
+        granularity: str | None = None,
+    ) -> nn.Module:
+        """Quantizer of ``(..., N, dims)``, or of ``(..., N, heads, dims)``."""
+        if cfg.a_bits is None:
+            return nn.Identity()
+        granularity = granularity or cfg.act_granularity
+        if granularity == 'token' and channel:
+            granularity = 'channel'
+        shape = (dims,) if heads is None else (heads, dims)
+        if granularity == 'tensor':
+            view, number = (-1,), 1
+        elif granularity == 'channel':
+            view, number = (*shape[:-1], -1), math.prod(shape)
+        else:
+            view, number = (-1, 1) if heads is None else (-1, heads, 1), None
+        shift_view = shape if shifts else None
+        return LSQQuantizer(cfg.a_bits, view, number, signed=signed, shift_view=shift_view)
