@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
-from ..layers import PrunedLayerNorm, TokenScaledLinear, infer_grid, resize_pos_embed
+from ..layers import TokenScaledLinear, infer_grid, resize_pos_embed
 from ..pretrained import load_pretrained
 from .vision_transformer import TokenFeatures, VisionTransformer
 

@@ -1,0 +1,113 @@
+"""What else than the backbone holds channels of the embedding: the heads that read its features."""
+
+from functools import singledispatch
+
+from mmpretrain.models.heads import LinearClsHead, VisionTransformerClsHead
+from torch import nn
+
+from ..heads import BNNeck, BNNeckHead, DCALHead
+from ..heads.glca_branch import GLCABranch
+
+
+@singledispatch
+def embed_axes(module: nn.Module) -> dict[str, int]:
+    """Weights and buffers of a module with an axis that runs over the embedding's channels.
+
+    Heads of your own are made known by ``@embed_axes.register(MyHead)``.
+
+    Args:
+        module (nn.Module): A head.
+
+    Returns:
+        dict[str, int]: Name within the module -> dimension of that axis.
+
+    Raises:
+        TypeError: If nobody has said how the module reads the embedding.
+    """
+    raise TypeError(
+        f'Pruning does not know how {type(module).__name__} reads the embedding; register it with '
+        'vitdown.models.pruning.embed_axes, or use one of '
+        f'{sorted(cls.__name__ for cls in embed_axes.registry if cls is not object)}'
+    )
+
+
+def _nested(name: str, module: nn.Module) -> dict[str, int]:
+    return {f'{name}.{key}': dim for key, dim in embed_axes(module).items()}
+
+
+@embed_axes.register(nn.Linear)
+def _(module) -> dict[str, int]:
+    return {'weight': 1}
+
+
+@embed_axes.register(nn.LayerNorm)
+def _(module) -> dict[str, int]:
+    return {'weight': 0, 'bias': 0}
+
+
+@embed_axes.register(nn.BatchNorm1d)
+def _(module) -> dict[str, int]:
+    return {'weight': 0, 'bias': 0, 'running_mean': 0, 'running_var': 0}
+
+
+@embed_axes.register(BNNeck)
+def _(module) -> dict[str, int]:
+    axes = _nested('bn', module.bn)
+    if module.classifier is not None:
+        axes |= _nested('classifier', module.classifier)
+    return axes
+
+
+@embed_axes.register(GLCABranch)
+def _(module) -> dict[str, int]:
+    """The block's input and output; its own heads and hidden channels stay."""
+    axes = {}
+    for name, _ in module.block.named_parameters():
+        last = name.rpartition('.')[2]
+        if name.startswith(('attn.qkv.', 'ffn.layers.0.0.')):
+            if last == 'weight':
+                axes[f'block.{name}'] = 1
+        else:  # norms, layer scales, output projections: the embedding comes first
+            axes[f'block.{name}'] = 0
+    return axes | _nested('norm', module.norm)
+
+
+def _own_classifier(head) -> None:
+    if getattr(head.loss_id, 'has_classifier', False) or any(
+        True for loss in head.loss_metric for _ in loss.parameters()
+    ):
+        raise TypeError(
+            f'A loss of {type(head).__name__} has weights over the embedding that pruning does not '
+            'know; use losses without weights of their own while pruning'
+        )
+
+
+@embed_axes.register(BNNeckHead)
+def _(module) -> dict[str, int]:
+    _own_classifier(module)
+    return _nested('bnneck', module.bnneck)
+
+
+@embed_axes.register(DCALHead)
+def _(module) -> dict[str, int]:
+    _own_classifier(module)
+    axes = _nested('glca', module.glca) if module.glca is not None else {}
+    for branch, neck in module.necks.items():
+        if isinstance(neck, BNNeck):
+            axes |= _nested(f'necks.{branch}', neck)
+        else:
+            axes |= _nested(f'necks.{branch}.classifier', neck.classifier)
+    return axes
+
+
+@embed_axes.register(LinearClsHead)
+def _(module) -> dict[str, int]:
+    return _nested('fc', module.fc)
+
+
+@embed_axes.register(VisionTransformerClsHead)
+def _(module) -> dict[str, int]:
+    first = [name for name in ('pre_logits', 'head', 'head_dist') if hasattr(module.layers, name)]
+    if first[0] == 'pre_logits':
+        first = first[:1]
+    return {f'layers.{name}.weight': 1 for name in first}
