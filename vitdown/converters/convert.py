@@ -13,6 +13,7 @@ from .smmix import (
     export_smmix,
 )
 from .stvit import convert_stvit, export_stvit
+from .nvit import convert_nvit, export_nvit
 from .timm import (
     convert_deit,
     convert_deit_distilled,
@@ -38,6 +39,7 @@ CONVERTERS: dict[str, Converter] = {
     'deit': convert_deit,
     'deit-distilled': convert_deit_distilled,
     'mctf': convert_timm,
+    'nvit': convert_nvit,
     'ofq': convert_ofq,
     't2t': convert_t2t,
     'lv-vit': convert_lv_vit,
@@ -53,6 +55,7 @@ EXPORTERS: dict[str, Converter] = {
     'deit': export_timm,
     'deit-distilled': export_deit_distilled,
     'mctf': export_timm,
+    'nvit': export_nvit,
     'ofq': export_ofq,
     't2t': export_t2t,
     'lv-vit': export_lv_vit,

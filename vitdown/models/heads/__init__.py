@@ -1,5 +1,6 @@
 from .bnneck_head import BNNeck, BNNeckHead
 from .dcal_head import DCALHead
+from .distilled_cls_head import DistilledClsHead
 from .glca_branch import GLCABranch
 from .jpm_head import JPMHead, jigsaw_order
 from .token_label_head import TokenLabelHead
@@ -8,6 +9,7 @@ __all__ = [
     'BNNeck',
     'BNNeckHead',
     'DCALHead',
+    'DistilledClsHead',
     'GLCABranch',
     'JPMHead',
     'TokenLabelHead',
