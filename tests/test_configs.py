@@ -47,15 +47,16 @@ def test_classifier_config_builds(path):
 
 @pytest.mark.parametrize('path', [p for p in CONFIGS if p not in CLASSIFIERS], ids=lambda p: p.stem)
 def test_config_builds(path):
-    """The model of every re-ID config builds and its parts fit each other."""
+    """The model of every re-ID and DCAL config builds and its parts fit each other."""
     cfg = load_config(str(path))
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     size = model.backbone.img_size
     assert model.head.in_channels == model.backbone.embed_dims
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
-        steps = {step['type']: step for step in loader.dataset.pipeline}
-        assert tuple(steps['Resize']['scale'])[::-1] == tuple(size)
+        *_, last = (s for s in loader.dataset.pipeline if 'scale' in s or 'crop_size' in s)
+        images = last['crop_size'] if 'crop_size' in last else last['scale'][::-1]
+        assert to_2tuple(images) == tuple(size)
 
 
 @pytest.mark.parametrize('folder', FOLDERS)

@@ -7,6 +7,7 @@ from .file_name_dataset import FileNameReIDDataset
 from .multi_source import MultiSourceReID
 from .packed import Nyala, Omniglot, PackedReIDDataset
 from .packed_cifar import PackedCIFAR
+from .packed_flowers import Flowers17
 from .person import CUHK03NP, MSMT17, DukeMTMCReID, Market1501, OccludedDuke
 from .samplers import IdentitySampler, training_labels
 from .synthetic_reid import SyntheticReID
@@ -17,6 +18,7 @@ __all__ = [
     'CSVReIDDataset',
     'DukeMTMCReID',
     'FileNameReIDDataset',
+    'Flowers17',
     'FolderReIDDataset',
     'IdentitySampler',
     'MSMT17',

@@ -1,5 +1,6 @@
 """Helpers that read folders and list files of re-ID datasets."""
 
+import glob
 import os
 import re
 
@@ -9,6 +10,30 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.we
 def list_images(folder: str) -> list[str]:
     """Names of the image files directly in a folder, sorted."""
     return sorted(name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+
+
+def find_packed_file(data_root: str, pattern: str, owner: str) -> str:
+    """The file of a data set that comes in one file.
+
+    Args:
+        data_root: The file itself, or the folder that contains it.
+        pattern: Its name, ``*`` standing for anything.
+        owner: Name of the data set, for the message.
+
+    Raises:
+        FileNotFoundError: The folder has no such file.
+    """
+    if os.path.isfile(data_root):
+        return data_root
+    found = sorted(glob.glob(os.path.join(glob.escape(data_root), pattern)))
+    if not found:
+        raise FileNotFoundError(
+            f'{owner}: no file {pattern!r} in {data_root!r}. Set data_root, in the config of the '
+            'dataset, to the folder that contains it (the README next to the file describes it) or '
+            'to the file itself; the shipped configs look in the folder that the environment '
+            'variable VITDOWN_DATA names.'
+        )
+    return found[0]
 
 
 def parse_name(name: str, pattern: str, path: str) -> tuple[int, ...]:

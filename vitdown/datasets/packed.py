@@ -1,7 +1,5 @@
 """Small datasets that come packed in one ``.npz`` file."""
 
-import glob
-import os.path as osp
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -9,6 +7,7 @@ import numpy as np
 from vitdown.registry import DATASETS
 
 from .base import ReIDDataset, Sample
+from .files import find_packed_file
 
 _TRAIN, _TEST = 0, 1
 
@@ -61,18 +60,7 @@ class PackedReIDDataset(ReIDDataset):
 
     def _load_arrays(self) -> Mapping[str, np.ndarray]:
         name = type(self).__name__
-        if osp.isfile(self.data_root):
-            path = self.data_root
-        else:
-            found = sorted(glob.glob(osp.join(glob.escape(self.data_root), self.file_pattern)))
-            if not found:
-                raise FileNotFoundError(
-                    f"{name}: no file '{self.file_pattern}' in {self.data_root!r}. Set data_root, "
-                    'in the config of the dataset, to the folder that contains it (the README next '
-                    'to the file describes it) or to the file itself; the shipped configs look in '
-                    'the folder that the environment variable VITDOWN_DATA names.'
-                )
-            path = found[0]
+        path = find_packed_file(self.data_root, self.file_pattern, name)
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in self.keys if key not in file.files]
             if missing:

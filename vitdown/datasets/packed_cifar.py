@@ -1,8 +1,6 @@
 """CIFAR subsets that come packed in one ``.npz`` file."""
 
-import glob
 import io
-import os.path as osp
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +8,8 @@ from mmpretrain.datasets import BaseDataset
 from PIL import Image
 
 from vitdown.registry import DATASETS
+
+from .files import find_packed_file
 
 _SIZE = 32
 
@@ -44,7 +44,7 @@ class PackedCIFAR(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """Unpack the images of the split."""
-        path = self._path()
+        path = find_packed_file(self.data_root, 'cifar*.npz', 'PackedCIFAR')
         with np.load(path, allow_pickle=False) as file:
             keys = sorted(key for key in file.files if key.startswith(f'{self.split}_images_'))
             if not keys or not {f'{self.split}_labels', 'class_names'} <= set(file.files):
@@ -58,18 +58,6 @@ class PackedCIFAR(BaseDataset):
         if len(images) != len(labels):
             raise ValueError(f'PackedCIFAR: {path}: {len(images)} images, {len(labels)} labels.')
         return [dict(img=image, gt_label=int(label)) for image, label in zip(images, labels)]
-
-    def _path(self) -> str:
-        if osp.isfile(self.data_root):
-            return self.data_root
-        found = sorted(glob.glob(osp.join(glob.escape(self.data_root), 'cifar*.npz')))
-        if not found:
-            raise FileNotFoundError(
-                f"PackedCIFAR: no file 'cifar*.npz' in {self.data_root!r}. Set data_root to the "
-                'folder that contains it or to the file itself; the shipped configs look in the '
-                'folder that the environment variable VITDOWN_DATA names.'
-            )
-        return found[0]
 
 
 def _unpack(data: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 from .backbones import *  # noqa: F403
+from .classifiers import *  # noqa: F403
 from .distillation import *  # noqa: F403
 from .heads import *  # noqa: F403
 from .identifiers import *  # noqa: F403

@@ -50,6 +50,8 @@ class ReIDHead(BaseModule):
 
     #: Whether the head wants :class:`TokenFeatures` instead of the backbone's output tuple.
     needs_tokens = False
+    #: ``'reid'`` for :class:`ReIdentifier`, ``'fgvc'`` for :class:`TokenClassifier`.
+    task = 'reid'
 
     def __init__(
         self,

@@ -69,7 +69,8 @@ class DCALHead(ReIDHead):
             ``layer_cfg`` of :class:`GLCABranch`. None for no such branch.
         pwca (dict, optional): ``enable``, ``pairing`` (see :func:`pair_indices`) and
             ``partner_stream`` (see :func:`two_stream_attention`). None for no such branch.
-        loss_weighting (dict): Defaults to :class:`UncertaintyWeightedLoss`.
+        loss_weighting (dict, optional): Defaults to :class:`UncertaintyWeightedLoss`. None for
+            the plain sum.
         infer_branch (str): Branches at test time, ``'both'``, ``'sa'`` or ``'glca'``.
         normalize_parts (bool): L2-normalise each branch's test feature before they are
             concatenated. Defaults to False.
@@ -87,7 +88,7 @@ class DCALHead(ReIDHead):
         feedforward_channels: int | None = None,
         glca: dict | None = dict(),
         pwca: dict | None = dict(),
-        loss_weighting: dict = dict(type='UncertaintyWeightedLoss'),
+        loss_weighting: dict | None = dict(type='UncertaintyWeightedLoss'),
         infer_branch: str = 'both',
         normalize_parts: bool = False,
         **kwargs,
@@ -114,7 +115,9 @@ class DCALHead(ReIDHead):
         self.necks = ModuleDict({branch: self._build_neck() for branch in branches})
         if self.pwca is not None:
             branches.append('pwca')
-        self.loss_weighting = MODELS.build({**loss_weighting, 'tasks': branches})
+        self.loss_weighting = None
+        if loss_weighting is not None:
+            self.loss_weighting = MODELS.build({**loss_weighting, 'tasks': branches})
 
     def _build_neck(self) -> BaseModule:
         if self.task == 'reid':
@@ -168,6 +171,8 @@ class DCALHead(ReIDHead):
             totals[branch] = sum(v for name, v in losses.items() if name.startswith('loss'))
             for name, value in losses.items():
                 logs[f'{branch}_{name.removeprefix("loss_")}'] = value.detach()
+        if self.loss_weighting is None:
+            return {'loss': sum(totals.values()), **logs}
         total, weights = self.loss_weighting(totals)
         logs.update({f'{branch}_log_var': w for branch, w in weights.items()})
         return {'loss': total, **logs}

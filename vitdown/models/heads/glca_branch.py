@@ -80,9 +80,21 @@ class GLCABranch(BaseModule):
         return select_top_r(attention_rollout_cls(feats.attentions)[:, 1:], self.ratio)
 
     def tokens(self, feats, idx: Tensor | None = None) -> Tensor:
-        """Class token and selected patches after the block, ``(B, 1 + R, C)``, before the norm."""
-        source = feats.tokens if self.input == 'last' else feats.last_layer_input
-        return self.block(source, idx)
+        """Class token and selected patches after the block, ``(B, 1 + R, C)``, before the norm.
+
+        Of fused tokens each counts as often as there are patches in it, and a patch asks by way of
+        the token that it went into: the result is that of all patches' tokens, spread.
+        """
+        if self.input == 'last':
+            tokens, sizes, source = feats.tokens, feats.sizes, feats.source
+        else:
+            tokens = feats.last_layer_input
+            sizes, source = feats.last_layer_sizes, feats.last_layer_source
+        if source is None:
+            return self.block(tokens, idx)
+        if idx is not None:
+            idx = source.take_along_dim(idx + 1, dim=1) - 1
+        return self.block(tokens, idx, attn_bias=sizes.log()[:, None, None].to(tokens.dtype))
 
     def forward(self, feats) -> Tensor:
         """Feature ``(B, C)`` from ``TokenFeatures``."""

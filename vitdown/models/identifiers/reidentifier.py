@@ -42,6 +42,11 @@ class ReIdentifier(BaseModel):
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck else None
         self.head = MODELS.build(head)
+        if self.head.task != 'reid':
+            raise ValueError(
+                f'{type(self.head).__name__}(task={self.head.task!r}) classifies images; use it in '
+                "TokenClassifier, or set task='reid' for ReIdentifier"
+            )
         if self.head.needs_tokens:
             if not hasattr(self.backbone, 'forward_tokens'):
                 raise TypeError(

@@ -24,7 +24,11 @@ class GLCABlock(TransformerEncoderLayer):
                     nn.init.zeros_(module.bias)
 
     def forward(
-        self, x: Tensor, idx: Tensor | None = None, need_weights: bool = False
+        self,
+        x: Tensor,
+        idx: Tensor | None = None,
+        need_weights: bool = False,
+        attn_bias: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Encode the class token and some patches.
 
@@ -33,6 +37,7 @@ class GLCABlock(TransformerEncoderLayer):
             idx (Tensor, optional): ``(B, R)`` selected patches, counted from 0 without the class
                 token; None for the class token alone.
             need_weights (bool): Also return the softmax output ``(B, H, 1 + R, T)``.
+            attn_bias (Tensor, optional): Added to the logits, broadcast to ``(B, H, 1 + R, T)``.
 
         Returns:
             Tensor: ``(B, 1 + R, C)``, the class token first, then the patches as in ``idx``.
@@ -41,7 +46,7 @@ class GLCABlock(TransformerEncoderLayer):
         if idx is not None:
             rows = torch.cat((rows, idx + 1), dim=1)
         query, key, value = self.attn.project_local_qkv(self.ln1(x), rows)
-        out, weights = self.attn.attend(query, key, value, need_weights=need_weights)
+        out, weights = self.attn.attend(query, key, value, attn_bias, need_weights)
         local = x.take_along_dim(rows[..., None], dim=1) + out
         local = self.ffn(self.ln2(local), identity=local)
         return (local, weights) if need_weights else local

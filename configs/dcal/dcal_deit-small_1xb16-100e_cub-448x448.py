@@ -1,0 +1,19 @@
+_base_ = [
+    '../_base_/models/dcal_vit_fgvc.py',
+    '../_base_/datasets/cub_448x448.py',
+    '../_base_/schedules/dcal_adamw_100e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='deit-small',
+        img_size=448,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://dl.fbaipublicfiles.com/deit/deit_small_patch16_224-cd65a155.pth',
+            source='deit',
+        ),
+    ),
+    head=dict(num_classes=200, in_channels=384),
+)
