@@ -1,6 +1,15 @@
 from .adversarial_training_hook import DeconvolutionTrainingHook, PGDTrainingHook
 from .checkpoint_hook import SafeCheckpointHook
 from .compatibility_hook import CompatibilityHook
+from .distillation_hook import (
+    DistillationHook,
+    DKDHook,
+    KDHook,
+    NKDHook,
+    StopDistillHook,
+    USKDHook,
+    ViTKDHook,
+)
 from .epoch_seed_hook import EpochSeedHook
 from .progress_bar_hook import ProgressBarHook
 from .ranking_list_hook import RankingListHook
@@ -8,11 +17,18 @@ from .token_consistency_hook import TokenConsistencyHook
 
 __all__ = [
     'CompatibilityHook',
+    'DKDHook',
     'DeconvolutionTrainingHook',
+    'DistillationHook',
     'EpochSeedHook',
+    'KDHook',
+    'NKDHook',
     'PGDTrainingHook',
     'ProgressBarHook',
     'RankingListHook',
     'SafeCheckpointHook',
+    'StopDistillHook',
     'TokenConsistencyHook',
+    'USKDHook',
+    'ViTKDHook',
 ]

@@ -3,6 +3,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from mmengine.model import ModuleDict
 from torch import Tensor, nn
 
 from vitdown.registry import MODELS
@@ -25,7 +26,7 @@ def batch_target(data_samples: list) -> Tensor:
     return torch.cat([label.reshape(1) for label in labels])
 
 
-def build_losses(configs: Mapping[str, dict]) -> nn.ModuleDict:
+def build_losses(configs: Mapping[str, dict]) -> ModuleDict:
     """Build distillation losses by the names under which they are logged.
 
     Raises:
@@ -39,7 +40,7 @@ def build_losses(configs: Mapping[str, dict]) -> nn.ModuleDict:
             raise ValueError(
                 f"The name of a loss must contain 'loss' to be part of the total: {name!r}"
             )
-    return nn.ModuleDict({name: MODELS.build(config) for name, config in configs.items()})
+    return ModuleDict({name: MODELS.build(config) for name, config in configs.items()})
 
 
 class Distiller:

@@ -167,6 +167,12 @@ class DistillationLoss(nn.Module):
 
     head_loss_weight = 1.0
 
+    def init_weights(self) -> None:
+        """PyTorch's initialisation, whatever the model's ``init_cfg`` did to its linear layers."""
+        for module in self.modules():
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+
 
 @MODELS.register_module()
 class NKDLoss(DistillationLoss):

@@ -1,0 +1,115 @@
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, of one that is wrapped for distributed training."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def is_training_run(runner: Runner) -> bool:
+    """Whether this is ``runner.train()``: only then the optimizer is built."""
+    return isinstance(runner.optim_wrapper, OptimWrapper)
+
+
+class AttachedModule:
+    """Parameters that a training hook brings along, as long as the training runs.
+
+    The module becomes part of the model, so that devices, gradient synchronisation and optimizer
+    treat it as they treat the model. Checkpoints hold its weights under a key of their own: the
+    model's state dict in them is that of the model without it.
+
+    Its weights and biases train as those of a layer of the model do, with the same learning rate,
+    schedule and weight decay.
+
+    Args:
+        name (str): Attribute of the model, and key in checkpoints.
+        module (nn.Module): The module.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.module = module
+
+    @property
+    def _prefix(self) -> str:
+        return f'{self.name}.'
+
+    def attach(self, runner: Runner, like: nn.Module) -> None:
+        """Join model and optimizer; to be called in ``before_run``.
+
+        Args:
+            runner (Runner): Its optimizer is built and its checkpoint not yet loaded.
+            like (nn.Module): Layer of the model whose weight and bias show how to train.
+
+        Raises:
+            ValueError: If the model has an attribute of this name, or is wrapped by something that
+                cannot take more parameters.
+        """
+        model = unwrap(runner.model)
+        if hasattr(model, self.name):
+            raise ValueError(f'{type(model).__name__} has an attribute {self.name!r} already')
+        parameter = next(model.parameters())
+        model.add_module(self.name, self.module.to(parameter.device))
+        groups = runner.optim_wrapper.param_groups
+        for own in self.module.parameters():
+            vector = own.ndim < 2 and getattr(like, 'bias', None) is not None
+            self._group_of(groups, like.bias if vector else like.weight)['params'].append(own)
+        if is_model_wrapper(runner.model):
+            if not isinstance(runner.model, DistributedDataParallel):
+                raise ValueError(
+                    f'{type(runner.model).__name__} cannot take the parameters of {self.name}; '
+                    'train with MMDistributedDataParallel'
+                )
+            # Made before there were these parameters: gradients are synchronised by a new one.
+            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+
+    @staticmethod
+    def _group_of(groups: list[dict], parameter: nn.Parameter) -> dict:
+        for group in groups:
+            if any(p is parameter for p in group['params']):
+                return group
+        return groups[0]
+
+    def detach(self, runner: Runner) -> None:
+        """Leave the model."""
+        delattr(unwrap(runner.model), self.name)
+
+    def before_save_checkpoint(self, checkpoint: dict) -> None:
+        """Move the weights out of the model's state dict."""
+        state_dict = checkpoint['state_dict']
+        keys = [key for key in state_dict if key.startswith(self._prefix)]
+        checkpoint[self.name] = {
+            key.removeprefix(self._prefix): state_dict.pop(key) for key in keys
+        }
+
+    def after_load_checkpoint(self, checkpoint: dict) -> None:
+        """Put the weights back, or the initial ones if the checkpoint has none."""
+        weights = checkpoint.get(self.name) or self.module.state_dict()
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        state_dict.update({self._prefix + key: value for key, value in weights.items()})
+
+
+class ModuleHook(Hook):
+    """Base of hooks that may bring parameters along, in :attr:`attached`."""
+
+    # After EMAHook, which expects each parameter it averages in the state dict.
+    priority = 'LOW'
+    attached: AttachedModule | None = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.attached is not None:
+            self.attached.before_save_checkpoint(checkpoint)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.attached is not None:
+            self.attached.after_load_checkpoint(checkpoint)
+
+    def after_train(self, runner: Runner) -> None:
+        if self.attached is not None:
+            self.attached.detach(runner)
+            self.attached = None
