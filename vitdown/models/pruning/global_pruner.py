@@ -155,7 +155,8 @@ class GlobalPruner:
         )
         self._sum = scores if self._sum is None else self._sum.add_(scores)
 
-    def _mean_scores(self) -> list[Tensor]:
+    def mean_scores(self) -> list[Tensor]:
+        """Scores of each layer on the CPU, averaged over the steps since the last event."""
         if self.saliency == 'random':
             return random_scores(self.structure, self.seed)
         if self.saliency == 'magnitude':
@@ -176,7 +177,7 @@ class GlobalPruner:
         Returns:
             dict: The new entry of ``history``.
         """
-        scores = self.blend(self._mean_scores())
+        scores = self.blend(self.mean_scores())
         regularised = self.regularise(scores)
         index = rank_index(
             self.num_events, self.num_groups, self.prune_per_event, self.rank_unit, self.max_units
