@@ -31,7 +31,7 @@ class Setting:
     Attributes:
         baseline: Config of the baseline, below ``configs``.
         dcal: Config of DCAL.
-        size: Images, ``(H, W)`` in pixels.
+        size: Images, ``(H, W)`` in pixels; None as in the configs.
         patch: Side of a patch in pixels.
         epochs: Of training; a fifth of them warm up.
         metrics: Columns of the table.
@@ -39,7 +39,7 @@ class Setting:
 
     baseline: str
     dcal: str
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     patch: int
     epochs: int
     metrics: tuple[str, ...] = ('reid/mAP', 'reid/CMC@1')
@@ -51,9 +51,17 @@ class Setting:
 
 
 SETS = {
-    'omniglot': Setting.reid('omniglot-64x64', (48, 48), 8, 12),
-    'synthetic': Setting.reid('synthetic-128x64', (96, 48), 8, 30),
-    'nyala': Setting.reid('nyala-128x160', (96, 128), 16, 20),
+    'omniglot': Setting.reid('omniglot-64x64', (48, 48), 8, 8),
+    'synthetic': Setting.reid('synthetic-128x64', (96, 48), 8, 16),
+    'nyala': Setting.reid('nyala-128x160', (96, 128), 16, 10),
+    'flowers17': Setting(
+        'dcal/vit-mini_1xb64-40e_flowers17-96x96',
+        'dcal/dcal_vit-mini_1xb64-40e_flowers17-96x96',
+        None,
+        12,
+        12,
+        ('accuracy/top1', 'accuracy/top5'),
+    ),
 }
 #: Options of DCAL's head; None is the baseline's.
 VARIANTS = {
@@ -87,7 +95,9 @@ def configure(name: str, variant: str, seed: int, epochs: int, work_dir: str) ->
     cfg = load_config(str(CONFIGS / f'{file}.py'), work_dir=work_dir)
     backbone, head = cfg.model.backbone, cfg.model.head
     backbone.arch = dict(ARCH)
-    backbone.update(img_size=setting.size, patch_size=setting.patch)
+    backbone.patch_size = setting.patch
+    if setting.size is not None:
+        backbone.img_size = setting.size
     head.in_channels = ARCH['embed_dims']
     if options is not None:
         head.num_heads = ARCH['num_heads']
@@ -95,11 +105,8 @@ def configure(name: str, variant: str, seed: int, epochs: int, work_dir: str) ->
             head[part] = None if values is None else {**head[part], **values}
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         loader.num_workers = 1
-        for step in loader.dataset.pipeline:
-            if 'scale' in step:
-                step.scale = setting.size[::-1]
-            if 'crop_size' in step:
-                step.crop_size = setting.size
+        if setting.size is not None:
+            resize(loader.dataset.pipeline, setting.size)
     cfg.randomness.seed = seed
     cfg.train_cfg.max_epochs = epochs
     cfg.param_scheduler.warmup_epochs = epochs // 5
@@ -107,6 +114,15 @@ def configure(name: str, variant: str, seed: int, epochs: int, work_dir: str) ->
     cfg.default_hooks.checkpoint = None
     cfg.log_level = 'ERROR'
     return cfg
+
+
+def resize(pipeline: list[dict], size: tuple[int, int]) -> None:
+    """Change the size of a pipeline's images, in place."""
+    for step in pipeline:
+        if 'scale' in step:
+            step.scale = size[::-1]
+        if 'crop_size' in step:
+            step.crop_size = size
 
 
 class Results:
