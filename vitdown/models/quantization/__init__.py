@@ -1,14 +1,19 @@
+from .annealing import ConfidenceGuidedAnnealing
 from .attention import QuantMultiheadAttention, QuantWindowMSA
 from .convert import convert, quantizable
 from .functional import cga_free_mask, lsq, lsq_codes, statsq, statsq_codes
 from .modules import QKRProjection, QuantConv2d, QuantLinear, QuantQKV
+from .oscillation import OscillationMonitor, OscillationTracker
 from .packing import pack_codes, unpack_codes
 from .quantizers import LSQQuantizer, StatsQuantizer, quantizers_of, size_quantizers
 from .settings import OFQ
 
 __all__ = [
     'OFQ',
+    'ConfidenceGuidedAnnealing',
     'LSQQuantizer',
+    'OscillationMonitor',
+    'OscillationTracker',
     'QKRProjection',
     'QuantConv2d',
     'QuantLinear',

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN
-from mmengine.logging import print_log
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones.swin_transformer import SwinBlockSequence
 from torch import nn
@@ -194,6 +193,7 @@ class _Converter:
             linear,
             LSQQuantizer(cfg.edge_bits, (-1, 1), linear.out_features),
             LSQQuantizer(cfg.edge_bits, (-1,), 1, shift_view=(linear.in_features,)),
+            is_edge=True,
         )
 
     def _image_conv(self, conv: nn.Conv2d, cfg: OFQ) -> nn.Module:

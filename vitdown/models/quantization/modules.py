@@ -36,11 +36,19 @@ class QuantLinear(CachedWeights, nn.Linear):
             at zero is added, as the official layer has one.
         weight_quant (nn.Module): Quantizer of the weight.
         input_quant (nn.Module): Quantizer of the input.
+        is_edge (bool): Whether this is a classifier, whose bits are others than the blocks'.
     """
 
-    def __init__(self, linear: nn.Linear, weight_quant: Quantizer, input_quant: Quantizer) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        weight_quant: Quantizer,
+        input_quant: Quantizer,
+        is_edge: bool = False,
+    ) -> None:
         super().__init__(linear.in_features, linear.out_features, device='meta')
         self.weight = linear.weight
+        self.is_edge = is_edge
         self.optional_state = ()
         self.bias = linear.bias
         if linear.bias is None:

@@ -1,5 +1,10 @@
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .functional import threshold_distance
+from .modules import QKRProjection, QuantLinear
 
 
 class OscillationTracker:
@@ -70,3 +75,82 @@ class OscillationTracker:
             self.frozen_codes = torch.where(freeze, rounded, self.frozen_codes)
             self.mean_codes.lerp_(codes.float(), self.momentum)
         return codes
+
+
+class OscillationMonitor:
+    """Tracks the codes of all low-bit weights of a model.
+
+    Args:
+        model (nn.Module): Quantized model; the products of query and key weights count as weights.
+        momentum (float): See :class:`OscillationTracker`. Defaults to 0.01.
+        threshold (float): Frequency above which a weight counts as oscillating. Defaults to 0.005.
+        boundary_range (float): Half-width of the band around thresholds, in levels. Defaults to
+            0.005.
+
+    Raises:
+        ValueError: If no weight of the model is quantized.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float = 0.01,
+        threshold: float = 0.005,
+        boundary_range: float = 0.005,
+    ) -> None:
+        self.threshold = threshold
+        self.boundary_range = boundary_range
+        self._sources = {name: (quantizer, read) for name, quantizer, read in _weights(model)}
+        if not self._sources:
+            raise ValueError(
+                f'{type(model).__name__} has no quantized weights; set quant_cfg in its config'
+            )
+        self.trackers = {name: OscillationTracker(momentum) for name in self._sources}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Observe the codes after a step of the optimizer."""
+        for name, (quantizer, read) in self._sources.items():
+            self.trackers[name].update(quantizer.integers(read())[0])
+
+    @torch.no_grad()
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Shares of each weight, and of all entries together under ``'total'``.
+
+        Returns:
+            dict: Name -> ``frac`` (entries with a frequency above the threshold), ``mean_f`` (mean
+            frequency), ``flips`` (codes that changed at the last update) and ``band`` (entries
+            within ``boundary_range`` of a threshold).
+        """
+        sums, sizes = [], []
+        for name, tracker in self.trackers.items():
+            quantizer, read = self._sources[name]
+            distance = threshold_distance(quantizer.position(read()), quantizer.bits)
+            shares = (
+                tracker.frequency > self.threshold,
+                tracker.frequency,
+                tracker.flips,
+                distance <= self.boundary_range,
+            )
+            sums.append(torch.stack([share.float().sum() for share in shares]))
+            sizes.append(tracker.frequency.numel())
+        # The only transfer to the host
+        sums = torch.stack(sums).tolist()
+        sums.append([sum(column) for column in zip(*sums)])
+        sizes.append(sum(sizes))
+        return {
+            name: dict(zip(('frac', 'mean_f', 'flips', 'band'), (v / size for v in values)))
+            for name, values, size in zip((*self.trackers, 'total'), sums, sizes)
+        }
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, object]]:
+    """Name, quantizer and reader of the weights in the blocks."""
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, 'weight_quant', None), nn.Identity):
+            continue
+        if isinstance(module, QKRProjection):
+            yield f'{name}.value', module.weight_quant, module.value_weight
+            yield f'{name}.product', module.product_quant, module.product
+        elif isinstance(module, QuantLinear) and not module.is_edge:
+            yield name, module.weight_quant, lambda module=module: module.weight

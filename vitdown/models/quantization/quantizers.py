@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..layers import resize_pos_embed
 from .functional import (
+    MIN_STEP,
     check_bits,
     lsq,
     lsq_bounds,
@@ -14,6 +15,7 @@ from .functional import (
     lsq_initial_step,
     statsq,
     statsq_codes,
+    statsq_position,
 )
 
 
@@ -35,6 +37,10 @@ class StatsQuantizer(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantized weight, float32, of the shape of ``weight``."""
         return statsq(weight, self.bits, self.boundary_range)
+
+    def position(self, weight: Tensor) -> Tensor:
+        """See :func:`statsq_position`."""
+        return statsq_position(weight, self.bits)
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor, float]:
         """Codes int8, row scale ``(O,)`` and offset: ``scale * (codes + offset)`` is the weight."""
@@ -145,11 +151,16 @@ class LSQQuantizer(nn.Module):
             return None, None
         return self.shift_before.view(self.shift_view), self.shift_after.view(self.shift_view)
 
+    def position(self, weight: Tensor) -> Tensor:
+        """Where weights lie between the codes, as :meth:`StatsQuantizer.position`."""
+        position = weight.detach() / self.broadcast_step().detach().clamp(min=MIN_STEP)
+        return position.clamp_(*self.bounds)
+
     def integers(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """As :meth:`StatsQuantizer.integers`, of a weight with one step a row."""
         step = self.broadcast_step().detach()
         codes = lsq_codes(x.detach(), step, *self.bounds)
-        return codes.to(torch.int8), self.step.detach().clamp(min=1e-5), 0.0
+        return codes.to(torch.int8), self.step.detach().clamp(min=MIN_STEP), 0.0
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
