@@ -13,6 +13,7 @@ from .distillation_hook import (
 from .epoch_seed_hook import EpochSeedHook
 from .progress_bar_hook import ProgressBarHook
 from .ranking_list_hook import RankingListHook
+from .smmix_hook import SMMixHook
 from .token_consistency_hook import TokenConsistencyHook
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     'PGDTrainingHook',
     'ProgressBarHook',
     'RankingListHook',
+    'SMMixHook',
     'SafeCheckpointHook',
     'StopDistillHook',
     'TokenConsistencyHook',

@@ -190,7 +190,8 @@ class PyramidVisionTransformer(BaseModule):
             ``embed_dims``, ``depths``, ``num_heads``, ``mlp_ratios`` and ``sr_ratios``, one entry
             a stage.
         img_size (int | tuple[int, int]): Usual input size ``(H, W)``; others work too. A multiple
-            of 32.
+            of the product of ``patch_sizes``.
+        patch_sizes (Sequence[int]): Side of the patches of each stage. Defaults to (4, 2, 2, 2).
         in_channels (int): Channels of the image. Defaults to 3.
         qkv_bias (bool): Defaults to True.
         drop_rate (float): Dropout rate after the positions and in the MLPs. Defaults to 0.
@@ -214,7 +215,6 @@ class PyramidVisionTransformer(BaseModule):
             'large': (3, 8, 27, 3),
         }.items()
     }
-    patch_sizes = (4, 2, 2, 2)
     #: Leading tokens of what ``ln1`` returns that are no patches.
     num_extra_tokens = 1
 
@@ -222,6 +222,7 @@ class PyramidVisionTransformer(BaseModule):
         self,
         arch: str | dict = 'tiny',
         img_size: int | tuple[int, int] = 224,
+        patch_sizes: Sequence[int] = (4, 2, 2, 2),
         in_channels: int = 3,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
@@ -235,14 +236,14 @@ class PyramidVisionTransformer(BaseModule):
                 raise ValueError(f'Unknown arch {arch!r}; choose from {sorted(self.arch_zoo)}')
             arch = self.arch_zoo[arch]
         self.img_size = to_2tuple(img_size)
-        total = math.prod(self.patch_sizes)
+        total = math.prod(patch_sizes)
         if any(side % total for side in self.img_size):
             raise ValueError(f'img_size {self.img_size} must be a multiple of {total}')
         depths = arch['depths']
         rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.stages = ModuleList()
         grid = self.img_size
-        for i, (dims, patch_size) in enumerate(zip(arch['embed_dims'], self.patch_sizes)):
+        for i, (dims, patch_size) in enumerate(zip(arch['embed_dims'], patch_sizes)):
             grid = (grid[0] // patch_size, grid[1] // patch_size)
             layer = dict(
                 num_heads=arch['num_heads'][i],
@@ -261,7 +262,7 @@ class PyramidVisionTransformer(BaseModule):
                     grid,
                     layers,
                     drop_rate,
-                    with_cls_token=i == len(self.patch_sizes) - 1,
+                    with_cls_token=i == len(patch_sizes) - 1,
                 )
             )
             in_channels = dims
