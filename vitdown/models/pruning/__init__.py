@@ -1,7 +1,9 @@
 from .consumers import embed_axes
 from .cost import MultiplyAdds, NormalizedCost, Parameters, total_cost, unit_savings
+from .export import dense_model_cfg, export_dense, save_dense
 from .global_pruner import GlobalPruner
 from .latency import LatencyTable
+from .measure import device_name, grid_axes, measure_latency
 from .ranking import group_units, prune_groups, rank_index, regularise, update_average
 from .saliency import magnitude_scores, random_scores, taylor_gate_scores, unit_sums
 from .structures import KINDS, Layer, Sizes, ViTStructure, vit_layers
@@ -16,13 +18,19 @@ __all__ = [
     'Parameters',
     'Sizes',
     'ViTStructure',
+    'dense_model_cfg',
+    'device_name',
     'embed_axes',
+    'export_dense',
+    'grid_axes',
     'group_units',
     'magnitude_scores',
+    'measure_latency',
     'prune_groups',
     'random_scores',
     'rank_index',
     'regularise',
+    'save_dense',
     'taylor_gate_scores',
     'total_cost',
     'unit_savings',

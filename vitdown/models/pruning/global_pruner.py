@@ -86,7 +86,7 @@ class GlobalPruner:
                 f'prune_per_event={prune_per_event} is below rank_unit={rank_unit}: the rank of '
                 'the threshold would not grow'
             )
-        self.structure = ViTStructure(model)
+        self.structure = ViTStructure(model, embedding='emb' in kinds)
         self.group_sizes = {**NVIT_GROUP_SIZES, **(group_sizes or {})}
         self.kinds = tuple(kinds)
         check_group_sizes(

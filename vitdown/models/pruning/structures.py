@@ -92,6 +92,7 @@ class ViTStructure:
         model (nn.Module): A re-ID model or classifier with a :class:`VisionTransformer` (or a
             subclass that keeps its blocks) as ``backbone`` and the consumer of its features as
             ``head``, or such a backbone alone.
+        embedding (bool): Whether the embedding may be pruned, so that the head must be known.
 
     Attributes:
         sizes (Sizes): Sizes before pruning.
@@ -102,10 +103,11 @@ class ViTStructure:
 
     Raises:
         TypeError: If the model is no such model.
+        TypeError: If its head reads the embedding in an unknown way, and that is to be pruned.
         ValueError: If its blocks' attention scales differ.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, embedding: bool = True) -> None:
         backbone = getattr(model, 'backbone', model)
         if not isinstance(backbone, VisionTransformer):
             raise TypeError(
@@ -139,7 +141,7 @@ class ViTStructure:
         prefix = '' if backbone is model else 'backbone.'
         self.axes = {prefix + name: axes for name, axes in _backbone_axes(backbone).items()}
         self._prefix = prefix
-        if backbone is not model:
+        if backbone is not model and embedding:
             self._add_consumers(model)
 
     def _add_consumers(self, model: nn.Module) -> None:

@@ -1,0 +1,249 @@
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.utils.hooks import RemovableHandle
+
+from vitdown.models.pruning import (
+    GlobalPruner,
+    LatencyTable,
+    MultiplyAdds,
+    NormalizedCost,
+    Parameters,
+    save_dense,
+)
+from vitdown.registry import HOOKS
+from vitdown.visualization import draw_pruning_report, format_pruning_report
+
+from .attached_module import unwrap
+
+COSTS = ('latency', 'macs', 'params')
+
+
+@HOOKS.register_module()
+class PruningHook(Hook):
+    """Prune a plain ViT while it trains, with one ranking over the whole network (NViT).
+
+    Global pruning with a Hessian-aware saliency (arXiv 2110.04869). Works on any model with a
+    :class:`VisionTransformer` or :class:`NViT` as ``backbone`` and a head that
+    :func:`vitdown.models.pruning.embed_axes` knows, under any loss. Scores are taken within the
+    optimizer's step, where gradients are unscaled and weights new; every ``interval`` steps a
+    pruning event masks the units of the lowest score, until the cost of the blocks has come down
+    to the last of ``targets``. At each target the dense model is written to
+    ``<work_dir>/pruned_<target>.pth`` with a config beside it, and a report (``.md``, ``.png``).
+
+    The state is part of checkpoints, so a run resumes where it was killed. All processes of a
+    distributed run prune alike.
+
+    Args:
+        targets (float | Sequence[float]): Costs to reach, as shares of the full model's, falling.
+        cost (str): What costs: ``'latency'`` by ``latency_table``, ``'macs'`` or ``'params'``.
+            Counted are the blocks, which alone become smaller at different rates.
+        latency_table (str, optional): File that ``tools/pruning/measure_latency.py`` wrote, for
+            ``cost='latency'``.
+        cost_weight (float): Weight of the cost against the saliency. Defaults to 4.85e-4, the
+            authors' balance.
+        normalize_cost (bool): Whether the cost is divided by the full model's. False with a table
+            in seconds is the authors' form, whose weight (5e-4) belongs to one machine.
+        interval (int): Steps between events. Defaults to 100.
+        group_sizes (Mapping[str, int], optional): See :class:`GlobalPruner`.
+        structures (Sequence[str]): What to prune: ``'emb'``, ``'head'``, ``'qk'``, ``'v'``,
+            ``'mlp'``.
+        switch_to_eval (bool): Whether the backbone runs in evaluation mode (without drop path and
+            dropout) from the first event on, as in the authors' recipe. Defaults to False.
+        export (bool): Whether to write dense models. Defaults to True.
+        ln_mode (str): See :func:`vitdown.models.pruning.dense_model_cfg`.
+        stop (bool): Whether training ends, with its epoch, at the last target. Defaults to True.
+        **pruner: Other arguments of :class:`GlobalPruner` (``prune_per_event``, ``rank_unit``,
+            ``max_units``, ``momentum``, ``momentum_reset``, ``bias_correction``, ``saliency``,
+            ``norm``, ``count_pruned``, ``seed``).
+    """
+
+    # After hooks that change weights or gradients, before checkpoints are written
+    priority = 'BELOW_NORMAL'
+
+    def __init__(
+        self,
+        targets: float | Sequence[float] = 0.5,
+        cost: str = 'latency',
+        latency_table: str | None = None,
+        cost_weight: float = 4.85e-4,
+        normalize_cost: bool = True,
+        interval: int = 100,
+        group_sizes: Mapping[str, int] | None = None,
+        structures: Sequence[str] = ('emb', 'head', 'qk', 'v', 'mlp'),
+        switch_to_eval: bool = False,
+        export: bool = True,
+        ln_mode: str = 'dense',
+        stop: bool = True,
+        **pruner,
+    ) -> None:
+        targets = [targets] if isinstance(targets, (int, float)) else list(targets)
+        if not targets or any(not 0 < target < 1 for target in targets):
+            raise ValueError(f'targets must lie between 0 and 1, got {targets}')
+        if targets != sorted(targets, reverse=True):
+            raise ValueError(f'targets must fall, got {targets}')
+        if cost not in COSTS:
+            raise ValueError(f'cost must be one of {COSTS}, got {cost!r}')
+        if (cost == 'latency') != (latency_table is not None):
+            raise ValueError(
+                f'cost={cost!r} with latency_table={latency_table!r}: give a table, measured by '
+                "tools/pruning/measure_latency.py, with cost='latency' alone"
+            )
+        if interval < 1:
+            raise ValueError(f'interval={interval} must be at least 1')
+        if ln_mode not in ('dense', 'exact'):
+            raise ValueError(f"ln_mode must be 'dense' or 'exact', got {ln_mode!r}")
+        self.targets = targets
+        self.cost = cost
+        self.latency_table = latency_table
+        self.normalize_cost = normalize_cost
+        self.interval = interval
+        self.switch_to_eval = switch_to_eval
+        self.export = export
+        self.ln_mode = ln_mode
+        self.stop = stop
+        self.pruner_options = dict(
+            cost_weight=cost_weight, group_sizes=group_sizes, kinds=structures, **pruner
+        )
+        self.pruner: GlobalPruner | None = None
+        self._steps = 0
+        self._state: dict | None = None
+        self._handle: RemovableHandle | None = None
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self._state = checkpoint.get('pruning')
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.pruner is not None:
+            checkpoint['pruning'] = dict(pruner=self.pruner.state_dict(), steps=self._steps)
+
+    def before_train(self, runner: Runner) -> None:
+        """Build the pruner, go on from a checkpoint's state, and step behind the optimizer.
+
+        Raises:
+            ValueError: If optimizer or model cannot be pruned with.
+        """
+        self.pruner = self.build_pruner(runner)
+        if self._state is not None:
+            self.pruner.load_state_dict(self._state['pruner'])
+            self._steps = self._state['steps']
+        self._runner = runner
+        self._handle = _plain_optimizer(runner).register_step_post_hook(self._after_step)
+        self._stop_if_done()
+
+    def build_pruner(self, runner: Runner) -> GlobalPruner:
+        """The pruner of a runner's model."""
+        model = unwrap(runner.model)
+        cost = self._block_cost(model.backbone)
+        pruner = GlobalPruner(model, cost, **self.pruner_options)
+        if self.normalize_cost:
+            pruner.cost = NormalizedCost(cost, pruner.structure.sizes)
+            pruner.full_cost = 1.0
+        return pruner
+
+    def _block_cost(self, backbone: torch.nn.Module):
+        if self.cost == 'params':
+            return Parameters()
+        num_tokens = backbone.pos_embed.shape[1]
+        if self.cost == 'macs':
+            return MultiplyAdds(num_tokens)
+        table = LatencyTable.load(self.latency_table)
+        measured = table.info.get('num_tokens', num_tokens)
+        if measured != num_tokens:
+            raise ValueError(
+                f'The latency table {self.latency_table} was measured with {measured} tokens, the '
+                f'model has {num_tokens}; measure one for this config'
+            )
+        return table
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        if self.switch_to_eval and self.pruner.num_events:
+            unwrap(runner.model).backbone.eval()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        self.pruner.apply_masks()
+        if self.done:
+            return
+        self.pruner.accumulate()
+        if self._steps and self._steps % self.interval == 0:
+            self._event()
+        self._steps += 1
+
+    @property
+    def done(self) -> bool:
+        """Whether the last target is reached."""
+        return self.pruner.cost_ratio <= self.targets[-1]
+
+    def _event(self) -> None:
+        before = self.pruner.cost_ratio
+        entry = self.pruner.event()
+        after = entry['cost_ratio']
+        print_log(
+            f'Pruning event {entry["event"]}: {self.cost} of the blocks {100 * after:.1f} % of the '
+            'full model',
+            logger='current',
+        )
+        self._runner.message_hub.update_scalar('train/pruned_cost', after)
+        for target in self.targets:
+            if after <= target < before:
+                self._snapshot(target)
+        self._stop_if_done()
+
+    def _stop_if_done(self) -> None:
+        if self.done and self.stop:
+            self._runner.train_loop.stop_training = True
+
+    def _snapshot(self, target: float) -> None:
+        runner, pruner = self._runner, self.pruner
+        if is_main_process():
+            path = Path(runner.work_dir) / f'pruned_{target:g}.pth'
+            report = format_pruning_report(
+                pruner.structure, pruner.gates, self.cost, pruner.history
+            )
+            path.with_suffix('.md').write_text(report)
+            draw_pruning_report(pruner.structure, pruner.gates, path.with_suffix('.png'))
+            print_log(report, logger='current')
+            if self.export:
+                meta = dict(cost=self.cost, target=target, cost_ratio=pruner.cost_ratio)
+                config = save_dense(
+                    runner.cfg,
+                    pruner.model,
+                    pruner.structure,
+                    pruner.gates,
+                    path,
+                    self.ln_mode,
+                    meta,
+                )
+                print_log(f'Dense model: {path}, config: {config}', logger='current')
+        barrier()
+
+    def after_train(self, runner: Runner) -> None:
+        self._handle.remove()
+        if not self.done:
+            runner.logger.warning(
+                f'Training ended with the {self.cost} of the blocks at '
+                f'{100 * self.pruner.cost_ratio:.1f} %, above the target of '
+                f'{100 * self.targets[-1]:g} %, after {self.pruner.num_events} pruning events; '
+                'train longer, or prune more often (interval) or more (prune_per_event)'
+            )
+
+
+def _plain_optimizer(runner: Runner) -> torch.optim.Optimizer:
+    wrapper = runner.optim_wrapper
+    if not isinstance(wrapper, OptimWrapper):
+        raise ValueError('Pruning follows one optimizer; optim_wrapper has several')
+    if isinstance(wrapper.optimizer, ZeroRedundancyOptimizer) or 'FullyShardedDataParallel' in str(
+        type(runner.model)
+    ):
+        raise ValueError(
+            'Pruning needs whole weights and gradients on every process, which FSDP and ZeRO shard; '
+            'use MMDistributedDataParallel'
+        )
+    return wrapper.optimizer

@@ -1,0 +1,178 @@
+"""Measuring how long blocks take on the machine at hand."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.utils import track_iter_progress
+from torch import nn
+
+from ..layers import TransformerEncoderLayer
+from .latency import AXES, LatencyTable
+from .structures import Sizes
+
+
+def device_name(device: torch.device | str) -> str:
+    """Name of a GPU, or of the CPU with the number of threads in use."""
+    device = torch.device(device)
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    info = Path('/proc/cpuinfo')
+    if info.is_file():
+        models = [line for line in info.read_text().splitlines() if line.startswith('model name')]
+        name = models[0].partition(':')[2].strip() if models else name
+    return f'{name}, {torch.get_num_threads()} threads'
+
+
+def grid_axes(sizes: Sizes, points: int = 4, mlp_points: int = 6) -> dict[str, list[int]]:
+    """Sizes to measure for a model: from its own down to one unit, evenly.
+
+    Args:
+        sizes (Sizes): Sizes of the model before pruning.
+        points (int): Sizes of each axis but the MLP's.
+        mlp_points (int): Sizes of the MLP.
+    """
+    heads, qk, v, mlp = (max(column) for column in zip(*sizes.blocks))
+
+    def spread(largest: int, number: int, smallest: int = 1) -> list[int]:
+        return sorted({round(x) for x in np.linspace(smallest, largest, min(number, largest))})
+
+    return dict(
+        emb=spread(sizes.emb, points, max(1, sizes.emb // 4)),
+        heads=spread(heads, points),
+        qk=spread(qk, points),
+        v=spread(v, points),
+        mlp=spread(mlp, mlp_points),
+    )
+
+
+def time_module(
+    run: Callable[[], object], device: torch.device, repeats: int = 30, warmup: int = 5
+) -> tuple[float, float]:
+    """Median seconds of a call, and their spread: the quartiles' distance over the median."""
+    for _ in range(warmup):
+        run()
+    seconds = []
+    if device.type == 'cuda':
+        for _ in range(repeats):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            torch.cuda.synchronize(device)
+            seconds.append(start.elapsed_time(end) / 1e3)
+    else:
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begin)
+    lower, median, upper = statistics.quantiles(seconds, n=4)
+    return median, (upper - lower) / median
+
+
+@torch.inference_mode()
+def measure_latency(
+    axes: dict[str, Sequence[int]],
+    num_tokens: int,
+    batch_size: int,
+    device: torch.device | str = 'cpu',
+    dtype: torch.dtype = torch.float32,
+    separable: bool = True,
+    repeats: int = 30,
+    warmup: int = 5,
+    compile: bool = False,
+) -> LatencyTable:
+    """Measure the time of one block at every point of a grid.
+
+    Args:
+        axes (dict): Ascending sizes of ``'emb'``, ``'heads'``, ``'qk'``, ``'v'``, ``'mlp'``.
+        num_tokens (int): Tokens of an image.
+        batch_size (int): Images.
+        device (str): Where to measure.
+        dtype (torch.dtype): Of weights and tokens.
+        separable (bool): Measure the attention half and the MLP half by themselves and add them:
+            many times fewer points. Otherwise whole blocks.
+        repeats (int): Runs at each point, of which the median counts.
+        warmup (int): Runs before.
+        compile (bool): Measure under ``torch.compile``.
+
+    Returns:
+        LatencyTable: Its ``info`` names device, versions and settings, the median ``spread`` of
+        the repeats and the share of ``negative_slopes``.
+    """
+    device = torch.device(device)
+    if device.type == 'cuda':
+        torch.backends.cudnn.benchmark = True
+    shape = tuple(len(axes[name]) for name in AXES)
+    values, spreads = np.zeros(shape), []
+
+    def measure(part: str, emb: int, heads: int, qk: int, v: int, mlp: int) -> float:
+        block = TransformerEncoderLayer(emb, heads, mlp, qk_dims=qk, v_dims=v)
+        module: nn.Module = {'block': block, 'attention': _Attention(block), 'mlp': _MLP(block)}[
+            part
+        ]
+        module = module.eval().to(device=device, dtype=dtype)
+        x = torch.randn(batch_size, num_tokens, emb, device=device, dtype=dtype)
+        forward = torch.compile(module) if compile else module
+        median, spread = time_module(lambda: forward(x), device, repeats, warmup)
+        spreads.append(spread)
+        return median
+
+    if separable:
+        grid = list(np.ndindex(shape[:4]))
+        attention = np.zeros(shape[:4])
+        for index in track_iter_progress(grid):
+            sizes = [axes[name][i] for name, i in zip(AXES, index)]
+            attention[index] = measure('attention', *sizes, 1)
+        grid = list(np.ndindex(shape[0], shape[4]))
+        feedforward = np.zeros((shape[0], shape[4]))
+        for i, j in track_iter_progress(grid):
+            feedforward[i, j] = measure('mlp', axes['emb'][i], 1, 1, 1, axes['mlp'][j])
+        values = attention[..., None] + feedforward[:, None, None, None]
+    else:
+        for index in track_iter_progress(list(np.ndindex(shape))):
+            values[index] = measure('block', *(axes[name][i] for name, i in zip(AXES, index)))
+    table = LatencyTable(
+        axes,
+        values,
+        info=dict(
+            device=device_name(device),
+            torch=torch.__version__,
+            dtype=str(dtype).removeprefix('torch.'),
+            batch_size=batch_size,
+            num_tokens=num_tokens,
+            separable=separable,
+            compile=compile,
+            repeats=repeats,
+            spread=statistics.median(spreads),
+        ),
+    )
+    table.info['negative_slopes'] = table.negative_slopes()
+    return table
+
+
+class _Attention(nn.Module):
+    """The first half of a block."""
+
+    def __init__(self, block: TransformerEncoderLayer) -> None:
+        super().__init__()
+        self.ln1, self.attn = block.ln1, block.attn
+
+    def forward(self, x):
+        return x + self.attn(self.ln1(x))[0]
+
+
+class _MLP(nn.Module):
+    """The second half of a block."""
+
+    def __init__(self, block: TransformerEncoderLayer) -> None:
+        super().__init__()
+        self.ln2, self.ffn = block.ln2, block.ffn
+
+    def forward(self, x):
+        return self.ffn(self.ln2(x), identity=x)
