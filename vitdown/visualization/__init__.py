@@ -1,5 +1,6 @@
 """Pictures of what a model does."""
 
+from .pruning_report import draw_pruning_report, format_pruning_report
 from .ranking_list import draw_ranking_list, save_picture
 
-__all__ = ['draw_ranking_list', 'save_picture']
+__all__ = ['draw_pruning_report', 'draw_ranking_list', 'format_pruning_report', 'save_picture']

@@ -12,6 +12,7 @@ from .distillation_hook import (
 )
 from .epoch_seed_hook import EpochSeedHook
 from .progress_bar_hook import ProgressBarHook
+from .pruning_hook import PruningHook
 from .ranking_list_hook import RankingListHook
 from .smmix_hook import SMMixHook
 from .token_consistency_hook import TokenConsistencyHook
@@ -26,6 +27,7 @@ __all__ = [
     'NKDHook',
     'PGDTrainingHook',
     'ProgressBarHook',
+    'PruningHook',
     'RankingListHook',
     'SMMixHook',
     'SafeCheckpointHook',
