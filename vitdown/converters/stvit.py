@@ -70,7 +70,9 @@ def export_stvit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept = {key: value for key, value in state_dict.items() if not _RECOMPUTED.search(key)}
     renamed = _rename(_mark_semantic_blocks(kept, 'ln1.weight'), reverse=True)
     renamed = {key: _reorder_merging(key, value, reverse=True) for key, value in renamed.items()}
-    return _unmark(_split_projections(renamed))
+    semantic = {key: value for key, value in renamed.items() if '.semantic.' in key}
+    others = {key: value for key, value in renamed.items() if key not in semantic}
+    return _unmark({**others, **split_projections(semantic)})
 
 
 def _rename(state_dict: Mapping[str, Tensor], reverse: bool = False) -> dict[str, Tensor]:
@@ -108,23 +110,24 @@ def merge_projections(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return merged
 
 
-def _split_projections(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def split_projections(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of :func:`merge_projections`."""
     split = {}
     for key, value in state_dict.items():
-        if '.semantic.' in key and '.attn.qkv.' in key:
+        head, is_joint, parameter = key.rpartition('attn.qkv.')
+        if is_joint:
             dims = len(value) // 3
-            split[key.replace('qkv', 'q')], split[key.replace('qkv', 'kv')] = value.split(
-                (dims, 2 * dims)
-            )
+            split[f'{head}attn.q.{parameter}'] = value[:dims]
+            split[f'{head}attn.kv.{parameter}'] = value[dims:]
         else:
             split[key] = value
     return split
 
 
 def _reorder_merging(key: str, value: Tensor, reverse: bool = False) -> Tensor:
-    """Channels of patch merging: 4 neighbours, column by column, of C; with MMCV C of 4, in rows."""
+    """Order of the 4 C channels that merge: (column, row, C) in the official code, (C, row, column)
+    in MMCV's."""
     if '.downsample.' not in key:
         return value
     sizes = (-1, 2, 2) if reverse else (2, 2, -1)
-    # One way and back, the two sides of a neighbour swap.
     return value.unflatten(-1, sizes).transpose(-1, -3).flatten(-3)

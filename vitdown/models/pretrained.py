@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -12,6 +14,7 @@ def load_pretrained(
     source: str | None = None,
     prefix: str | None = 'backbone.',
     map_location: str = 'cpu',
+    optional: Sequence[str] = (),
 ) -> None:
     """Initialise a backbone from a checkpoint file and fail where the two do not fit.
 
@@ -23,6 +26,8 @@ def load_pretrained(
         prefix (str, optional): Part of the model to take. If no name in the file starts with it,
             the file is taken to hold the backbone alone. Defaults to ``'backbone.'``.
         map_location (str): Where to read the tensors to. Defaults to ``'cpu'``.
+        optional (Sequence[str]): Regular expressions of names that may be missing or unexpected.
+            What is missing stays as it is, what is unexpected is left out.
 
     Raises:
         CheckpointError: If weights are missing, unexpected or of another shape.
@@ -50,7 +55,9 @@ def load_pretrained(
             if key.startswith(prefix)
         }
     # Side information belongs to the target's cameras: never part of a pretrained backbone.
-    check_fit(module, state_dict, f'Pretrained checkpoint {checkpoint}', ignore=[r'^sie\.'])
+    check_fit(
+        module, state_dict, f'Pretrained checkpoint {checkpoint}', ignore=[r'^sie\.', *optional]
+    )
     state_dict.pop('sie.embed', None)
     module.load_state_dict(state_dict, strict=False)
     print_log(f'Loaded {len(state_dict)} pretrained weights from {checkpoint}', logger='current')

@@ -5,6 +5,7 @@ from .lv_vit import LVViT
 from .mobilenet_v1 import MobileNetV1
 from .nvit import NViT, revit_arch
 from .pvt import PyramidVisionTransformer
+from .stvit_deit import STViTDeiT
 from .stvit_swin import STViTSwin
 from .swin_transformer import SwinTransformer
 from .t2t_vit import T2TViT
@@ -18,6 +19,7 @@ __all__ = [
     'MobileNetV1',
     'NViT',
     'PyramidVisionTransformer',
+    'STViTDeiT',
     'STViTSwin',
     'SwinTransformer',
     'T2TViT',

@@ -64,7 +64,9 @@ class ConvStem(BaseModule):
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         x = self.projection(x)
-        return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
+        # Not flatten(2).transpose(1, 2): of a single image, the strides that it leads to make
+        # PyTorch (2.11) compute a wrong gradient of batch norms in eval mode.
+        return x.permute(0, 2, 3, 1).flatten(1, 2), tuple(x.shape[2:])
 
 
 class SemanticStage(SwinBlockSequence):
@@ -124,7 +126,8 @@ class SemanticStage(SwinBlockSequence):
         self.global_center = None
         if use_global_center:
             num_tokens = self.semantic_size[0] * self.semantic_size[1]
-            self.global_center = nn.Parameter(torch.zeros(1, num_tokens, embed_dims))
+            centers = trunc_normal_(torch.empty(1, num_tokens, embed_dims), std=0.02)
+            self.global_center = nn.Parameter(centers)
         self.blocks = ModuleList(self.build_layer(i) for i in range(depth))
 
     def build_layer(self, index: int) -> nn.Module:
@@ -160,11 +163,6 @@ class SemanticStage(SwinBlockSequence):
             local=local,
             relative_side=side if self.relative_pos else None,
         )
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        if self.global_center is not None:
-            trunc_normal_(self.global_center, std=0.02)
 
     def layout(self, size: tuple[int, int]) -> SemanticLayout:
         """Geometry of a map of image tokens."""
@@ -474,11 +472,19 @@ class STViTSwin(SwinTransformer):
             stage, extra = CompressedStage, dict(num_base=num_base, key_window=key_windows[0])
         self.stages[2] = stage(4 * self.embed_dims, depth, self.num_heads[2], **options, **extra)
 
+    def train(self, mode: bool = True) -> 'STViTSwin':
+        super().train(mode)
+        return self
+
     def init_weights(self) -> None:
         """Load the checkpoint of ``init_cfg``, else initialise as the paper."""
         if self.init_cfg and self.init_cfg.get('type') == 'Pretrained':
             options = {k: v for k, v in self.init_cfg.items() if k != 'type'}
-            load_pretrained(self, **options, optional=[r'^norm\d\.', r'\.global_center$'])
+            load_pretrained(
+                self,
+                **options,
+                optional=[r'^norm\d\.', r'\.global_center$', r'\.relative_position_index$'],
+            )
             return
         super().init_weights()
         for module in self.modules():

@@ -185,7 +185,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
             layer_cfgs = [layer_cfgs or {}] * self.num_layers
         drop_path_rates = np.linspace(0, drop_path_rate, self.num_layers).tolist()
         self.layers = ModuleList(
-            TransformerEncoderLayer(
+            self._layer_type(i)(
                 **{
                     'embed_dims': self.embed_dims,
                     'num_heads': self.arch_settings['num_heads'],
@@ -200,7 +200,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
                     **layer_cfg,
                 }
             )
-            for rate, layer_cfg in zip(drop_path_rates, layer_cfgs)
+            for i, (rate, layer_cfg) in enumerate(zip(drop_path_rates, layer_cfgs))
         )
         self.sie = SideInformationEmbedding(self.embed_dims, **sie) if sie else None
         self.token_fusion = None
@@ -217,6 +217,10 @@ class VisionTransformer(MMPretrainVisionTransformer):
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages
         self._freeze_stages()
+
+    def _layer_type(self, index: int) -> type[TransformerEncoderLayer]:
+        """Class of a layer, for backbones that replace some."""
+        return TransformerEncoderLayer
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages > 0:

@@ -7,6 +7,7 @@ from .position_embedding import infer_grid, resize_pos_embed
 from .pruned import PrunedLayerNorm, TokenScaledLinear
 from .rollout import attention_rollout, attention_rollout_cls, select_top_r
 from .semantic_layout import SemanticLayout
+from .semantic_pooling import RegionPooling
 from .semantic_tokens import (
     SemanticEncoderLayer,
     SemanticTokenGenerator,
@@ -21,6 +22,7 @@ __all__ = [
     'GLCABlock',
     'MultiheadAttention',
     'PrunedLayerNorm',
+    'RegionPooling',
     'RelativePositionBias',
     'SemanticEncoderLayer',
     'SemanticLayout',

@@ -29,4 +29,5 @@ class CrossEncoderLayer(TransformerEncoderLayer):
         query = self.attn.project_q(normed)
         key, value = self.attn.project_kv(normed if y is None else self.ln1(y))
         out, _ = self.attn.attend(query, key, value, attn_bias)
-        return self.ffn(self.ln2(x), identity=x + out)
+        x = x + out
+        return self.ffn(self.ln2(x), identity=x)
