@@ -13,8 +13,8 @@ import statistics
 import time
 
 import torch
+from plain_mctf import PlainMCTF
 
-from benchmarks.plain_mctf import PlainMCTF
 from vitdown.models.backbones import VisionTransformer
 
 PLAIN = 'plain'

@@ -1,8 +1,26 @@
+from functools import partial
+
+import torch.nn.functional as F
 from mmpretrain.models.backbones.t2t_vit import T2TModule, get_sinusoid_encoding
 
 from vitdown.registry import MODELS
 
 from .vision_transformer import VisionTransformer
+
+
+class TokensToToken(T2TModule):
+    """mmpretrain's tokens-to-token module with the attention scale of the official code.
+
+    That is ``input_dims ** -0.5``. mmpretrain's attention divides by the inverse square root of
+    the head's width where a scale is asked for, that is, makes the logits larger.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        for layer in (self.attention1, self.attention2):
+            layer.attn.scaled_dot_product_attention = partial(
+                F.scaled_dot_product_attention, scale=layer.attn.input_dims**-0.5
+            )
 
 
 @MODELS.register_module()
@@ -51,7 +69,7 @@ class T2TViT(VisionTransformer):
         if given := sorted({'patch_size', 'stride', 'patch_cfg'} & set(kwargs)):
             raise ValueError(f'T2TViT has no patch embedding to configure: {given}')
         super().__init__(arch, in_channels=in_channels, norm_cfg=norm_cfg, **kwargs)
-        self.patch_embed = T2TModule(
+        self.patch_embed = TokensToToken(
             img_size=self.img_size[0],
             in_channels=in_channels,
             embed_dims=self.embed_dims,
