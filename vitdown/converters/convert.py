@@ -2,6 +2,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from .cifar_resnet import convert_cifar_resnet, export_cifar_resnet
 from .cls_kd import convert_cls_kd, export_cls_kd
 from .ofq import convert_ofq, export_ofq
 from .smmix import (
@@ -32,6 +33,7 @@ Converter = Callable[[StateDict], dict[str, Tensor]]
 
 CONVERTERS: dict[str, Converter] = {
     'cait': convert_cait,
+    'cifar_resnet': convert_cifar_resnet,
     'cls_kd': convert_cls_kd,
     'pvt': convert_pvt,
     'smmix': convert_smmix,
@@ -48,6 +50,7 @@ CONVERTERS: dict[str, Converter] = {
 }
 EXPORTERS: dict[str, Converter] = {
     'cait': export_cait,
+    'cifar_resnet': export_cifar_resnet,
     'cls_kd': export_cls_kd,
     'pvt': export_pvt,
     'smmix': export_smmix,

@@ -1,4 +1,5 @@
 from .cait import CaiT
+from .cifar_resnet import CIFARResNet
 from .deit3 import DeiT3
 from .distilled_vision_transformer import DistilledVisionTransformer
 from .lv_vit import LVViT
@@ -12,6 +13,7 @@ from .t2t_vit import T2TViT
 from .vision_transformer import TokenFeatures, VisionTransformer
 
 __all__ = [
+    'CIFARResNet',
     'CaiT',
     'DeiT3',
     'DistilledVisionTransformer',
