@@ -1,9 +1,12 @@
 """Datasets packed in one file."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from vitdown.datasets import Nyala, Omniglot
+from vitdown.datasets import Flowers17, Nyala, Omniglot
 from vitdown.datasets.transforms import LoadReIDImage
 
 
@@ -67,7 +70,10 @@ def test_subset_keeps_its_images(omniglot_file):
     assert [np.unique(dataset[index]['img']).item() for index in range(2)] == [6, 1]
 
 
-@pytest.mark.parametrize(('dataset_class', 'name'), [(Omniglot, 'omniglot'), (Nyala, 'nyala')])
+@pytest.mark.parametrize(
+    ('dataset_class', 'name'),
+    [(Omniglot, 'omniglot'), (Nyala, 'nyala'), (Flowers17, 'flowers17')],
+)
 def test_missing_file_says_how_to_point_to_it(tmp_path, dataset_class, name):
     for data_root in (tmp_path, tmp_path / 'nowhere'):
         with pytest.raises(FileNotFoundError, match=rf'{name}\*\.npz.*data_root.*README'):
@@ -81,3 +87,41 @@ def test_errors(nyala_file, omniglot_file):
         Nyala(str(nyala_file), 'query')
     with pytest.raises(ValueError, match="got 'top'"):
         Nyala(str(nyala_file), 'test', view='top')
+
+
+@pytest.fixture
+def flowers_file(tmp_path):
+    """Six images of three classes, image i of colour i; the last of each class for testing."""
+    files = []
+    for index in range(6):
+        stream = io.BytesIO()
+        Image.new('RGB', (8, 8), (40 * index, 0, 0)).save(stream, 'JPEG')
+        files.append(np.frombuffer(stream.getvalue(), np.uint8))
+    path = tmp_path / 'flowers17.npz'
+    np.savez(
+        path,
+        jpeg=np.concatenate(files),
+        offsets=np.cumsum([0, *map(len, files)]),
+        labels=np.uint8([0, 0, 1, 1, 2, 2]),
+        split=np.uint8([0, 1] * 3),
+        class_names=np.array(['crocus', 'daisy', 'iris']),
+    )
+    return path
+
+
+def test_flowers17(flowers_file):
+    train = Flowers17(str(flowers_file), 'train', pipeline=[LoadReIDImage()])
+    assert samples_of(train, 'gt_label') == [(0,), (1,), (2,)]
+    assert train.metainfo['classes'] == ('crocus', 'daisy', 'iris')
+    reds = [train[index]['img'][..., 2].mean() for index in range(3)]
+    assert reds == pytest.approx([0, 80, 160], abs=4)
+    test = Flowers17(str(flowers_file.parent), 'test')
+    assert samples_of(test, 'img_path') == [('crocus/0001',), ('daisy/0003',), ('iris/0005',)]
+
+
+def test_errors_of_flowers17(flowers_file, tmp_path):
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
+        Flowers17(str(flowers_file), 'val')
+    np.savez(tmp_path / 'other.npz', jpeg=np.zeros(1))
+    with pytest.raises(ValueError, match=r'other.npz lacks the array\(s\) offsets, labels'):
+        Flowers17(str(tmp_path / 'other.npz'))

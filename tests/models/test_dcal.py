@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from mmpretrain.structures import DataSample
 
 from vitdown.engine.complexity import get_flops
+from vitdown.models.backbones.vision_transformer import TokenFeatures
 from vitdown.models.layers import pairwise, select_top_r
 from vitdown.registry import MODELS
 
@@ -249,18 +250,51 @@ def test_where_the_glca_block_starts(glca, copied):
         torch.testing.assert_close(branch, sa)
 
 
-def test_classification_adds_probabilities():
-    model = build(dict(task='fgvc')).train()
-    images, samples = batch()
-    losses = model(images, samples, mode='loss')
-    assert 'sa_metric' not in losses
+@pytest.mark.parametrize('glca_input', ['last', 'penultimate'])
+@pytest.mark.parametrize('pool', ['cls', 'mean'])
+def test_fused_tokens_count_as_the_patches_they_hold(glca_input, pool):
+    """GLCA over fused tokens is GLCA over the tokens of all patches, each patch its token's."""
+    options = dict(glca=dict(input=glca_input, pool=pool))
+    model = build(options, token_fusion=dict(type='ToMe', r=6)).eval()
+    with torch.no_grad():
+        feats = model.backbone.forward_tokens(batch()[0], need_attention='factors')
+    assert feats.tokens.shape[1] == 33 - 3 * 6
+    spread = TokenFeatures(
+        tokens=feats.tokens.take_along_dim(feats.source[..., None], dim=1),
+        normed_tokens=feats.normed_tokens,
+        last_layer_input=feats.last_layer_input.take_along_dim(
+            feats.last_layer_source[..., None], dim=1
+        ),
+        patch_resolution=feats.patch_resolution,
+        attentions=feats.attentions,
+    )
+    glca = model.head.glca
+    idx = glca.select(feats)
+    assert idx.shape == (8, int(0.3 * 32))
+    torch.testing.assert_close(glca.tokens(feats, idx), glca.tokens(spread, idx))
+    torch.testing.assert_close(glca(feats), glca(spread))
+
+
+def test_token_fusion_trains_with_all_branches():
+    model = build(dict(glca=dict(pool='mean')), token_fusion=dict(type='ToMe', r=6))
+    losses = model(*batch(), mode='loss')
+    assert {'sa_id', 'glca_id', 'pwca_id'} <= set(losses)
     losses['loss'].backward()
-    assert model.head.necks['sa'].classifier.bias.grad.abs().sum() > 0
-    model.eval()
-    feats = model.extract_feat(images)
-    sa = model.head.necks['sa'].classifier(feats.normed_tokens[:, 0]).softmax(1)
-    glca = model.head.necks['glca'].classifier(model.head.glca(feats)).softmax(1)
-    torch.testing.assert_close(model.head.predict(feats), sa + glca)
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad is not None, name
+
+
+def test_pwca_costs_nothing_at_inference():
+    macs = [get_flops(build(dict(pwca=p)), (3, 32, 16)).macs for p in (dict(), None)]
+    assert macs[0] == macs[1]
+
+
+def test_losses_may_be_added_as_they_are():
+    model = build(dict(loss_weighting=None))
+    losses = model(*batch(), mode='loss')
+    parts = [losses[f'{b}_{x}'] for b in ('sa', 'glca', 'pwca') for x in ('id', 'metric')]
+    torch.testing.assert_close(losses['loss'], sum(parts))
+    assert not any('log_var' in name for name in (*losses, *model.state_dict()))
 
 
 def test_pairs_follow_the_labels():
