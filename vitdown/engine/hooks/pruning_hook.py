@@ -243,7 +243,7 @@ def _plain_optimizer(runner: Runner) -> torch.optim.Optimizer:
         type(runner.model)
     ):
         raise ValueError(
-            'Pruning needs whole weights and gradients on every process, which FSDP and ZeRO shard; '
+            'Pruning needs whole weights on every process, which FSDP and ZeRO shard; '
             'use MMDistributedDataParallel'
         )
     return wrapper.optimizer

@@ -1,0 +1,62 @@
+"""Write the dense model of a masked checkpoint, and a config that runs it.
+
+python tools/pruning/export_pruned.py CONFIG work_dirs/.../epoch_9.pth pruned.pth [--ln-mode exact]
+"""
+
+import argparse
+from pathlib import Path
+
+from vitdown.checkpoint import check_fit, load_checkpoint_file, unwrap_state_dict
+from vitdown.engine.launch import ConfigError, add_config_arguments, load_config, run_tool
+from vitdown.models.pruning import Sizes, ViTStructure, save_dense
+from vitdown.registry import MODELS
+from vitdown.visualization import draw_pruning_report, format_pruning_report
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='written while pruning, or one with zeros where pruned')
+    parser.add_argument('output', help='.pth file to write; its config gets the suffix .py')
+    parser.add_argument(
+        '--ln-mode',
+        choices=['dense', 'exact'],
+        default='dense',
+        help="'exact' computes the same as the masked model also where the embedding was pruned",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    output = Path(args.output)
+    if output.suffix != '.pth':
+        raise ConfigError(f'The output {output} must be a .pth file')
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    content = load_checkpoint_file(args.checkpoint)
+    state_dict = unwrap_state_dict(content)
+    model = MODELS.build(cfg.model)
+    check_fit(model, state_dict, f'Checkpoint {args.checkpoint}')
+    model.load_state_dict(state_dict)
+    structure = ViTStructure(model)
+    history = []
+    if 'pruning' in content:
+        state = content['pruning']['pruner']
+        gates, history = [gate.bool() for gate in state['gates']], state['history']
+    else:
+        gates = structure.gates_from_zeros(state_dict)
+    if all(gate.all() for gate in gates):
+        raise ConfigError(f'Nothing is pruned in {args.checkpoint}')
+    hooks = cfg.get('custom_hooks') or []
+    costs = [hook.get('cost', 'latency') for hook in hooks if 'PruningHook' in str(hook['type'])]
+    print(format_pruning_report(structure, gates, (costs or ['cost'])[0], history))
+    draw_pruning_report(structure, gates, output.with_suffix('.png'))
+    config = save_dense(cfg, model, structure, gates, output, args.ln_mode)
+    full = sum(p.numel() for p in model.parameters())
+    kept = sum(p.numel() for p in MODELS.build(load_config(str(config)).model).parameters())
+    print(f'arch = {Sizes.from_counts(structure.counts(gates)).arch(structure.qk_scale)}')
+    print(f'{full / 1e6:.3f} M parameters before, {kept / 1e6:.3f} M now: {output}, {config}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
