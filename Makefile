@@ -12,7 +12,7 @@ VENV_PYTHON = $(VENV)/bin/python
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean clean-env
+.PHONY: help install demo test test-browser lint format clean clean-env
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -30,6 +30,9 @@ demo: install  ## Train, evaluate and show a small re-ID model on the embedded d
 
 test: install  ## Run the whole test suite
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(ARGS)
+
+test-browser: install  ## Run the tests that need Chromium and chromedriver
+	$(VENV_PYTHON) -m pytest -m browser tests/browser $(ARGS)
 
 lint: install  ## Check style, formatting and the import contracts
 	@$(VENV_PYTHON) -m ruff check .

@@ -30,15 +30,20 @@ def parse_conditions(
             raise ValueError(f'the gallery has no column {name!r}, only {sorted(types)}')
         if '..' in text and types[name].kind in 'iufM':
             ends = [part.strip() for part in text.split('..', 1)]
-            low, high = (_value(end, name, types[name]) if end else None for end in ends)
+            low, high = (parse_value(end, name, types[name]) if end else None for end in ends)
             conditions[name] = Between(low, high)
         else:
             parts = [part.strip() for part in text.split(',')]
-            conditions[name] = [_value(part, name, types[name]) for part in parts if part]
+            conditions[name] = [parse_value(part, name, types[name]) for part in parts if part]
     return conditions
 
 
-def _value(text: str, name: str, dtype: np.dtype):
+def parse_value(text: str, name: str, dtype: np.dtype) -> str | bool | int | float | np.datetime64:
+    """Text as a value of a column's type.
+
+    Raises:
+        ValueError: If it is none.
+    """
     if dtype.kind == 'U':
         return text
     if dtype.kind == 'b' and text.lower() in _TRUE + _FALSE:

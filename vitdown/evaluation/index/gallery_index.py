@@ -15,7 +15,7 @@ from vitdown.evaluation.functional.inputs import METRICS, Features
 from .backend import build_index, scan_rows, scans_exactly, search_rows, set_effort
 from .inputs import (
     check_k,
-    check_removable,
+    check_known,
     check_unused,
     checked_features,
     checked_ids,
@@ -114,6 +114,23 @@ class GalleryIndex:
         """Types of the metadata columns."""
         return {name: column.dtype for name, column in self._columns.items()}
 
+    def lookup(self, ids: Sequence[int] | np.ndarray) -> Columns:
+        """Metadata of some vectors, in the order of ``ids``.
+
+        Raises:
+            KeyError: If an id is not in the gallery.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        rows = [np.flatnonzero((self._ids == number) & self._alive) for number in ids]
+        check_known(ids[[not len(found) for found in rows]])
+        rows = np.array([found[0] for found in rows], dtype=np.int64)
+        return {name: column[rows] for name, column in self._columns.items()}
+
+    def sample_ids(self, count: int) -> np.ndarray:
+        """At most ``count`` ids, spread evenly over the gallery."""
+        ids = self.ids
+        return ids[np.unique(np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(np.int64))]
+
     @property
     def is_trained(self) -> bool:
         """Whether vectors can be added without training (IVF and PQ need it)."""
@@ -196,7 +213,7 @@ class GalleryIndex:
         self._check_writable()
         ids = np.unique(np.asarray(ids, dtype=np.int64))
         chosen = np.isin(self._ids, ids) & self._alive
-        check_removable(np.setdiff1d(ids, self._ids[chosen]))
+        check_known(np.setdiff1d(ids, self._ids[chosen]))
         self._alive = self._alive & ~chosen
 
     def compact(self) -> None:

@@ -54,8 +54,8 @@ def check_unused(known: np.ndarray) -> None:
         )
 
 
-def check_removable(missing: np.ndarray) -> None:
-    """Raise KeyError if an id to be removed is ``missing`` from the gallery."""
+def check_known(missing: np.ndarray) -> None:
+    """Raise KeyError if any id is ``missing`` from the gallery."""
     if len(missing):
         raise KeyError(f'{len(missing)} ids are not in the gallery, the first is {missing[0]}')
 

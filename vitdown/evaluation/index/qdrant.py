@@ -21,7 +21,7 @@ from vitdown.evaluation.functional.inputs import METRICS, Features
 
 from .inputs import (
     check_k,
-    check_removable,
+    check_known,
     check_unused,
     checked_features,
     checked_ids,
@@ -210,8 +210,25 @@ class QdrantGallery:
             KeyError: If an id is not in the gallery; then nothing is removed.
         """
         ids = np.unique(np.asarray(ids, dtype=np.int64))
-        check_removable(np.setdiff1d(ids, self._known(ids)))
+        check_known(np.setdiff1d(ids, self._known(ids)))
         self._delete(ids)
+
+    def lookup(self, ids: Sequence[int] | np.ndarray) -> Columns:
+        """Metadata of some vectors, in the order of ``ids``.
+
+        Raises:
+            KeyError: If an id is not in the gallery.
+        """
+        ids = [int(number) for number in ids]
+        points = self.client.retrieve(self.collection, ids, with_payload=True)
+        payloads = {point.id: point.payload for point in points}
+        check_known(np.array([number for number in ids if number not in payloads]))
+        return self._columns([payloads[number] for number in ids])
+
+    def sample_ids(self, count: int) -> np.ndarray:
+        """The ``count`` lowest ids, or all where there are fewer."""
+        points, _ = self.client.scroll(self.collection, limit=count, with_payload=False)
+        return np.array([point.id for point in points], dtype=np.int64)
 
     def search(
         self, features: Features, k: int, where: Mapping[str, Any] | None = None

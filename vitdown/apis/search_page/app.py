@@ -1,0 +1,276 @@
+"""The page: a form, the ranking it leads to, and the gallery's pictures by number."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.templating import Jinja2Templates
+
+from vitdown.apis.conditions import parse_conditions, parse_value
+from vitdown.apis.reid_inferencer import ReIDInferencer
+from vitdown.datasets.transforms import LoadReIDImage
+from vitdown.datasets.transforms.decoding import CorruptImageError
+from vitdown.files import write_atomically
+
+from .guard import BodyLimit, SameOrigin, SecurityHeaders, TokenGuard
+from .images import UploadError, data_uri, decode_upload, resolve_image, thumbnail
+
+if TYPE_CHECKING:
+    from vitdown.apis.galleries import Gallery
+
+_HERE = Path(__file__).parent
+_MAX_MATCHES = 100
+_MAX_NAME = 100
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """What the page allows.
+
+    Attributes:
+        hosts (tuple[str, ...]): Names by which browsers may address the page.
+        token (str): Needed to see anything; ``''`` for none.
+        max_upload_bytes (int): Size of a request.
+        max_pixels (int): Width times height of an uploaded picture.
+        image_root (Path): Where relative paths of the gallery begin.
+        samples (int): Gallery pictures to pick a query from.
+        upload_dir (Path, optional): Where added pictures are kept; None if none may be added.
+        gallery_dir (Path, optional): Where a changed gallery is saved; None if it saves itself.
+    """
+
+    hosts: tuple[str, ...] = ('localhost', '127.0.0.1')
+    token: str = ''
+    max_upload_bytes: int = 10_000_000
+    max_pixels: int = 40_000_000
+    image_root: Path = Path()
+    samples: int = 24
+    upload_dir: Path | None = None
+    gallery_dir: Path | None = None
+
+
+def create_app(inferencer: ReIDInferencer, gallery: Gallery, settings: PageSettings) -> Starlette:
+    """The page as an ASGI application.
+
+    Args:
+        inferencer (ReIDInferencer): The model.
+        gallery (GalleryIndex | QdrantGallery): Of this model's features, with a column ``path``.
+        settings (PageSettings): What is allowed.
+
+    Raises:
+        ValueError: If the gallery holds features of another model, is empty or has no paths.
+    """
+    inferencer.check_gallery(gallery)
+    if 'path' not in gallery.column_types or not len(gallery):
+        raise ValueError("the gallery is empty or has no column 'path': there is nothing to show")
+    page = _Page(inferencer, gallery, settings)
+    routes = [
+        Route('/', page.home),
+        Route('/search', page.search_gallery, methods=['GET']),
+        Route('/search', page.search_upload, methods=['POST']),
+        Route('/image/{id:int}', page.image),
+        Mount('/static', StaticFiles(directory=_HERE / 'static')),
+    ]
+    middleware = [
+        Middleware(SecurityHeaders),
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts)),
+        Middleware(SameOrigin),
+        Middleware(BodyLimit, max_bytes=settings.max_upload_bytes),
+    ]
+    if settings.token:
+        routes.append(Route('/login', page.login, methods=['GET', 'POST']))
+        middleware.insert(3, Middleware(TokenGuard, token=settings.token))
+    if settings.upload_dir is not None:
+        routes.append(Route('/add', page.add, methods=['POST']))
+    handlers = {HTTPException: page.error, UploadError: page.error}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+class _Page:
+    """Handlers of the page's addresses."""
+
+    def __init__(
+        self, inferencer: ReIDInferencer, gallery: Gallery, settings: PageSettings
+    ) -> None:
+        self.inferencer, self.gallery, self.settings = inferencer, gallery, settings
+        self.templates = Jinja2Templates(_HERE / 'templates')
+        self.load = LoadReIDImage()
+        # Model and gallery serve one request at a time.
+        self.lock = threading.Lock()
+
+    async def home(self, request: Request) -> Response:
+        samples = await run_in_threadpool(self.gallery.sample_ids, self.settings.samples)
+        return self._render(request, samples=samples.tolist())
+
+    async def search_upload(self, request: Request) -> Response:
+        async with request.form(max_files=1, max_fields=100) as form:
+            pixels, _ = decode_upload(await _file(form, 'image'), self.settings.max_pixels)
+            return await self._search(request, pixels, form)
+
+    async def search_gallery(self, request: Request) -> Response:
+        try:
+            number = int(request.query_params.get('id', ''))
+        except ValueError:
+            raise HTTPException(400, 'no picture was chosen') from None
+        pixels = await run_in_threadpool(self._gallery_pixels, number)
+        return await self._search(request, pixels[..., ::-1], request.query_params, number)
+
+    async def image(self, request: Request) -> Response:
+        pixels = await run_in_threadpool(self._gallery_pixels, request.path_params['id'])
+        return Response(thumbnail(pixels), media_type='image/jpeg')
+
+    async def login(self, request: Request) -> Response:
+        if request.method == 'GET':
+            return self.templates.TemplateResponse(request, 'login.html')
+        async with request.form(max_files=0, max_fields=1) as form:
+            guard = request.scope['token_guard']
+            if guard.knows(str(form.get('token', ''))):
+                return guard.admitted()
+        context = {'message': 'This is not the token.'}
+        return self.templates.TemplateResponse(request, 'login.html', context, status_code=401)
+
+    async def add(self, request: Request) -> Response:
+        async with request.form(max_files=1, max_fields=100) as form:
+            data = await _file(form, 'image')
+            pixels, suffix = decode_upload(data, self.settings.max_pixels)
+            metadata = {}
+            for name, dtype in self._columns().items():
+                text = str(form.get(f'column {name}', '')).strip()
+                try:
+                    metadata[name] = np.array([parse_value(text, name, dtype)])
+                except ValueError as error:
+                    raise HTTPException(400, f'{error}: every column needs a value') from None
+            number = await run_in_threadpool(self._add, data, pixels, suffix, metadata)
+        return RedirectResponse(f'/search?id={number}', 303)
+
+    async def error(self, request: Request, error: Exception) -> Response:
+        """One message instead of a page."""
+        status, detail = getattr(error, 'status_code', 400), getattr(error, 'detail', str(error))
+        return self._render(request, status=status, message=detail)
+
+    async def _search(
+        self,
+        request: Request,
+        query: np.ndarray,
+        form: Mapping[str, Any],
+        number: int | None = None,
+    ) -> Response:
+        conditions = {
+            name: text
+            for name in self._columns()
+            if (text := str(form.get(f'where {name}', '')).strip())
+        }
+        try:
+            k = int(form.get('k') or 12)
+            where = parse_conditions(conditions, self.gallery.column_types) or None
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        if not 1 <= k <= _MAX_MATCHES:
+            raise HTTPException(400, f'the number of matches must be 1 to {_MAX_MATCHES}')
+        rankings = await run_in_threadpool(self._ranked, query, k, where)
+        return self._render(
+            request,
+            query={'picture': data_uri(thumbnail(query[..., ::-1])), 'id': number},
+            matches=[
+                {
+                    'rank': match.rank,
+                    'score': f'{match.score:.3f}',
+                    'id': match.id,
+                    'name': match.metadata['path']
+                    .replace('\\', '/')
+                    .rsplit('/', 1)[-1][-_MAX_NAME:],
+                    'columns': {n: v for n, v in match.metadata.items() if n != 'path'},
+                }
+                for match in rankings[0]
+            ],
+            conditions=conditions,
+            k=k,
+        )
+
+    def _ranked(self, query: np.ndarray, k: int, where: dict | None):
+        with self.lock:
+            return self.inferencer.search(query, self.gallery, k, where)
+
+    def _add(
+        self, data: bytes, pixels: np.ndarray, suffix: str, metadata: dict[str, np.ndarray]
+    ) -> int:
+        # A name of our own: the uploaded one could point anywhere.
+        file = self.settings.upload_dir.resolve() / f'{uuid.uuid4().hex}{suffix}'
+        with self.lock:
+            feature = self.inferencer(pixels).features
+            write_atomically(data, file)
+            try:
+                columns = {'path': np.array([str(file)]), **metadata}
+                number = int(self.gallery.add(feature, metadata=columns)[0])
+                if self.settings.gallery_dir is not None:
+                    self.gallery.save(self.settings.gallery_dir)
+            except BaseException:
+                file.unlink()
+                raise
+        return number
+
+    def _gallery_pixels(self, number: int) -> np.ndarray:
+        """RGB pixels of a gallery image: only files that the gallery names are ever read."""
+        try:
+            with self.lock:
+                path = str(self.gallery.lookup([number])['path'][0])
+        except KeyError:
+            raise HTTPException(404, f'the gallery has no picture {number}') from None
+        file = resolve_image(path, self.settings.image_root)
+        if file is None:
+            raise HTTPException(404, f'the file of picture {number} is not on this machine')
+        try:
+            return self.load({'img_path': os.fspath(file)})['img'][..., ::-1]
+        except CorruptImageError:
+            raise HTTPException(404, f'the file of picture {number} can not be read') from None
+
+    def _columns(self) -> dict[str, np.dtype]:
+        return {name: t for name, t in self.gallery.column_types.items() if name != 'path'}
+
+    def _render(
+        self, request: Request, status: int = 200, message: str = '', **context: Any
+    ) -> Response:
+        context = {
+            'message': message,
+            'columns': {name: _HINTS[dtype.kind] for name, dtype in self._columns().items()},
+            'count': len(self.gallery),
+            'may_add': self.settings.upload_dir is not None,
+            'max_bytes': self.settings.max_upload_bytes,
+            'k': 12,
+            'conditions': {},
+            **context,
+        }
+        return self.templates.TemplateResponse(request, 'page.html', context, status_code=status)
+
+
+_HINTS = {
+    'b': 'yes or no',
+    'i': '1, 2 or 3..7',
+    'u': '1, 2 or 3..7',
+    'f': '0.5..2',
+    'U': 'this, that',
+    'M': '2024-05-01..2024-05-03',
+}
+
+
+async def _file(form: FormData, name: str) -> bytes:
+    upload = form.get(name)
+    if not isinstance(upload, UploadFile) or not upload.filename:
+        raise HTTPException(400, 'no picture was sent')
+    return await upload.read()

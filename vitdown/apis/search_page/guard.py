@@ -1,0 +1,113 @@
+"""What stands between the network and the page: hosts, origins, token, sizes, headers."""
+
+from __future__ import annotations
+
+import secrets
+from http.cookies import SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_HEADERS = {
+    # Nothing but the page's own style, script and pictures: what an index or a file name holds
+    # can't load or run anything.
+    'Content-Security-Policy': (
+        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    'X-Content-Type-Options': 'nosniff',
+    'Referrer-Policy': 'same-origin',
+    'Cache-Control': 'no-store',
+}
+_COOKIE = 'vitdown_session'
+_OPEN_PATHS = ('/login', '/static/')
+
+
+class SecurityHeaders:
+    """Tells browsers to keep to what the page itself brings, and not to store answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message['type'] == 'http.response.start':
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class SameOrigin:
+    """Refuses forms that another site's page sends in the user's name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] == 'http' and scope['method'] not in ('GET', 'HEAD'):
+            headers = Headers(scope=scope)
+            origin = headers.get('origin')
+            if origin is not None and urlsplit(origin).netloc != headers.get('host'):
+                response = PlainTextResponse('the form was sent by another site', 403)
+                return await response(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+class TokenGuard:
+    """Lets in who has the token, as ``Authorization: Bearer`` or by the login form's cookie."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self.token = app, token
+        # The cookie isn't the token, and ends with the process.
+        self.session = secrets.token_urlsafe(32)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] != 'http' or scope['path'].startswith(_OPEN_PATHS):
+            scope['token_guard'] = self
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        cookie = SimpleCookie(headers.get('cookie', '')).get(_COOKIE)
+        bearer = headers.get('authorization', '').removeprefix('Bearer ')
+        if (cookie is not None and _equal(cookie.value, self.session)) or self.knows(bearer):
+            return await self.app(scope, receive, send)
+        if scope['method'] == 'GET' and scope['path'] == '/':
+            return await RedirectResponse('/login', 303)(scope, receive, send)
+        return await PlainTextResponse('a token is needed', 401)(scope, receive, send)
+
+    def knows(self, token: str) -> bool:
+        """Whether this is the token, in a time that doesn't tell how much of it is right."""
+        return _equal(token, self.token)
+
+    def admitted(self) -> RedirectResponse:
+        """To the page, with the session's cookie."""
+        response = RedirectResponse('/', 303)
+        response.set_cookie(_COOKIE, self.session, httponly=True, samesite='strict')
+        return response
+
+
+class BodyLimit:
+    """Ends requests whose body is larger than allowed, before it is all here."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get('body', b''))
+            if received > self.max_bytes:
+                raise HTTPException(413, f'more than {self.max_bytes / 1e6:.0f} MB were sent')
+            return message
+
+        await self.app(scope, limited, send)
+
+
+def _equal(given: str, expected: str) -> bool:
+    return secrets.compare_digest(given.encode(), expected.encode())
