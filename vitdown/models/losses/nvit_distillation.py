@@ -6,6 +6,10 @@ Logits come as pairs of the class token's and the distillation token's classifie
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitdown.registry import MODELS
+
+from .distillation import DistillationLoss
+
 LogitPair = tuple[Tensor, Tensor]
 
 
@@ -27,6 +31,19 @@ def element_mean_kl(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     log_prob_s = (student / temperature).log_softmax(dim=-1)
     log_prob_t = (teacher.detach() / temperature).log_softmax(dim=-1)
     return (log_prob_t.exp() * (log_prob_t - log_prob_s)).mean()
+
+
+def taught_by_cnn(student: Tensor, teacher: Tensor, distill: str, temperature: float) -> Tensor:
+    """The second term of :func:`cnn_distillation_loss`, without its weight."""
+    _check_distill(distill)
+    if distill == 'hard':
+        return F.cross_entropy(student, teacher.argmax(dim=1))
+    return temperature**2 * element_mean_kl(student, teacher, temperature)
+
+
+def _check_distill(distill: str) -> None:
+    if distill not in ('hard', 'soft'):
+        raise ValueError(f"distill must be 'hard' or 'soft', got {distill!r}")
 
 
 def cnn_distillation_loss(
@@ -53,12 +70,7 @@ def cnn_distillation_loss(
     Raises:
         ValueError: For another ``distill``.
     """
-    if distill == 'hard':
-        taught = F.cross_entropy(student[1], teacher.argmax(dim=1))
-    elif distill == 'soft':
-        taught = temperature**2 * element_mean_kl(student[1], teacher, temperature)
-    else:
-        raise ValueError(f"distill must be 'hard' or 'soft', got {distill!r}")
+    taught = taught_by_cnn(student[1], teacher, distill, temperature)
     return base_weight * F.cross_entropy(average(student), target) + distill_weight * taught
 
 
@@ -78,3 +90,68 @@ def full_model_loss(
         return element_mean_kl(average(student), average(teacher), temperature)
     parts = (element_mean_kl(s, t, temperature) for s, t in zip(student, teacher))
     return sum(parts) / 2
+
+
+@MODELS.register_module()
+class CNNDistillationLoss(DistillationLoss):
+    """What a CNN teaches the distillation token, see :func:`cnn_distillation_loss`.
+
+    The student's own loss on labels is multiplied by ``base_weight``.
+
+    Args:
+        distill (str): ``'hard'`` or ``'soft'``.
+        temperature (float): Of ``'soft'``. Defaults to 3.0.
+        base_weight (float): Defaults to 0.5.
+        distill_weight (float): Defaults to 0.5.
+    """
+
+    def __init__(
+        self,
+        distill: str = 'hard',
+        temperature: float = 3.0,
+        base_weight: float = 0.5,
+        distill_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.distill = distill
+        self.temperature = temperature
+        self.head_loss_weight = base_weight
+        self.distill_weight = distill_weight
+        _check_distill(distill)
+
+    def forward(self, student_dist: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Scalar loss of logits ``(B, C)`` of the distillation token and of the CNN."""
+        taught = taught_by_cnn(student_dist, teacher_logits, self.distill, self.temperature)
+        return self.distill_weight * taught
+
+
+@MODELS.register_module()
+class FullModelLoss(DistillationLoss):
+    """What the model before pruning teaches what is left of it, see :func:`full_model_loss`.
+
+    Args:
+        temperature (float): Defaults to 20.0, as for fine-tuning; 3.0 while pruning.
+        per_head (bool): Defaults to True, as for fine-tuning; False while pruning.
+        loss_weight (float): Factor on the divergence's mean over the batch. Defaults to 100.0:
+            the authors' 1e5 on the mean over the elements, for 1000 classes.
+    """
+
+    def __init__(
+        self, temperature: float = 20.0, per_head: bool = True, loss_weight: float = 100.0
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.per_head = per_head
+        self.loss_weight = loss_weight
+
+    def forward(
+        self, student_cls: Tensor, student_dist: Tensor, teacher_cls: Tensor, teacher_dist: Tensor
+    ) -> Tensor:
+        """Scalar loss of logits ``(B, C)`` of both tokens of both models."""
+        loss = full_model_loss(
+            (student_cls, student_dist),
+            (teacher_cls, teacher_dist),
+            self.temperature,
+            self.per_head,
+        )
+        return self.loss_weight * student_cls.shape[1] * loss
