@@ -8,6 +8,7 @@ from .distillation import (
     nkd_loss,
 )
 from .metric_learning import MetricLearningLoss
+from .nvit_distillation import CNNDistillationLoss, FullModelLoss
 from .token_consistency import TokenConsistencyLoss
 from .triplet_loss import TripletLoss, batch_hard_triplet_loss
 from .uncertainty import UncertaintyWeightedLoss
@@ -15,8 +16,10 @@ from .uskd import USKDLoss, uskd_loss
 from .vitkd import ViTKDLoss
 
 __all__ = [
+    'CNNDistillationLoss',
     'DKDLoss',
     'DistillationLoss',
+    'FullModelLoss',
     'KDLoss',
     'MetricLearningLoss',
     'NKDLoss',
