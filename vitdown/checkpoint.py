@@ -163,12 +163,16 @@ def check_fit(
         return not key.endswith('num_batches_tracked') and not any(p.search(key) for p in ignore)
 
     own = model.state_dict()
-    missing = [key for key in own if key not in state_dict and matters(key)]
+    optional, resized = _listed(model, 'optional_state'), _listed(model, 'resized_state')
+    missing = [key for key in own if key not in {*state_dict, *optional} and matters(key)]
     unexpected = [key for key in state_dict if key not in own and matters(key)]
     reshaped = [
         f'{key} {tuple(state_dict[key].shape)} instead of {tuple(own[key].shape)}'
         for key in own
-        if key in state_dict and matters(key) and not _same_shape(key, own[key], state_dict[key])
+        if key in state_dict
+        and matters(key)
+        and key not in resized
+        and not _same_shape(key, own[key], state_dict[key])
     ]
     problems = [
         f'{what}: {", ".join(keys[:5])}' + (f' and {len(keys) - 5} more' if len(keys) > 5 else '')
@@ -185,6 +189,15 @@ def check_fit(
             'checkpoint of this config? Weights of other code bases need '
             'tools/model_converters/convert.py.'
         )
+
+
+def _listed(model: nn.Module, attribute: str) -> set[str]:
+    """Full names of the weights that modules list under an attribute."""
+    return {
+        f'{prefix}.{name}' if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, attribute, ())
+    }
 
 
 def _same_shape(key: str, own: Tensor, other: Tensor) -> bool:

@@ -25,7 +25,7 @@ def quant_cfg(config: dict) -> dict:
 def reset_quantizers(model: nn.Module) -> None:
     """Zero shifts and steps that the next batch sets."""
     for quantizer in quantizers_of(model):
-        quantizer._is_initialized = False
+        quantizer.reset()
         for shift in (quantizer.shift_before, quantizer.shift_after):
             if shift is not None:
                 nn.init.zeros_(shift)

@@ -13,11 +13,13 @@ from .distillation_hook import (
 from .epoch_seed_hook import EpochSeedHook
 from .progress_bar_hook import ProgressBarHook
 from .pruning_hook import PruningHook
+from .quantization_hooks import CGAHook, OscillationHook, QuantCalibrationHook
 from .ranking_list_hook import RankingListHook
 from .smmix_hook import SMMixHook
 from .token_consistency_hook import TokenConsistencyHook
 
 __all__ = [
+    'CGAHook',
     'CompatibilityHook',
     'DKDHook',
     'DeconvolutionTrainingHook',
@@ -25,8 +27,10 @@ __all__ = [
     'EpochSeedHook',
     'KDHook',
     'NKDHook',
+    'OscillationHook',
     'PGDTrainingHook',
     'ProgressBarHook',
+    'QuantCalibrationHook',
     'PruningHook',
     'RankingListHook',
     'SMMixHook',

@@ -11,6 +11,7 @@ from vitdown.registry import MODELS
 from ..layers import infer_grid, resize_pos_embed
 from ..layers.talking_heads import ClassAttentionLayer, TalkingHeadsLayer
 from ..pretrained import load_pretrained
+from ..quantization import quantizable
 
 
 def _arch(embed_dims: int, num_layers: int, num_heads: int) -> dict:
@@ -23,6 +24,7 @@ def _arch(embed_dims: int, num_layers: int, num_heads: int) -> dict:
 
 
 @MODELS.register_module()
+@quantizable
 class CaiT(BaseModule):
     """Class-attention image transformer (arXiv 2103.17239).
 

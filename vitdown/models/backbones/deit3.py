@@ -5,10 +5,12 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import infer_grid, resize_pos_embed
+from ..quantization import quantizable
 from .vision_transformer import VisionTransformer
 
 
 @MODELS.register_module()
+@quantizable
 class DeiT3(VisionTransformer):
     """DeiT III (arXiv 2204.07118): layer scale, and a class token without position.
 

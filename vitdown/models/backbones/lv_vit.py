@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..quantization import quantizable
 from .vision_transformer import VisionTransformer
 
 
@@ -50,6 +51,7 @@ class ResidualScale(nn.Module):
 
 
 @MODELS.register_module()
+@quantizable
 class LVViT(VisionTransformer):
     """LV-ViT, "All Tokens Matter" (arXiv 2104.10858), with what :class:`VisionTransformer` has.
 

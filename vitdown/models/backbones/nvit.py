@@ -8,6 +8,7 @@ from vitdown.registry import MODELS
 
 from ..layers import TokenScaledLinear, infer_grid, resize_pos_embed
 from ..pretrained import load_pretrained
+from ..quantization import quantizable
 from .vision_transformer import TokenFeatures, VisionTransformer
 
 Sizes = int | Sequence[int]
@@ -59,6 +60,7 @@ def _proxy_arch(embed_dims: int, heads: Sizes, qk_dims: Sizes, feedforward: Size
 
 
 @MODELS.register_module()
+@quantizable
 class NViT(VisionTransformer):
     """Plain ViT whose blocks have sizes of their own: what global pruning makes of a ViT.
 

@@ -16,6 +16,7 @@ from vitdown.registry import MODELS
 
 from ..layers import infer_grid, resize_pos_embed
 from ..pretrained import load_pretrained
+from ..quantization import quantizable
 
 
 class SpatialReductionAttention(BaseModule):
@@ -180,6 +181,7 @@ class PVTStage(BaseModule):
 
 
 @MODELS.register_module()
+@quantizable
 class PyramidVisionTransformer(BaseModule):
     """PVT (v1, arXiv 2102.12122) for classification: a class token joins in the last stage.
 

@@ -22,6 +22,7 @@ from ..layers import (
     SemanticTokenRecovery,
 )
 from ..pretrained import load_pretrained
+from ..quantization import quantizable
 
 KEY_MODES = ('window', 'released_cls')
 DUMBBELL = 6  # layers in a unit
@@ -325,6 +326,7 @@ class CompressedStage(SemanticStage):
 
 
 @MODELS.register_module()
+@quantizable
 class STViTSwin(SwinTransformer):
     """Swin with semantic tokens in its third stage: STViT-R-Swin, or STViT-Swin.
 

@@ -5,6 +5,7 @@ from mmpretrain.models.backbones.t2t_vit import T2TModule, get_sinusoid_encoding
 
 from vitdown.registry import MODELS
 
+from ..quantization import quantizable
 from .vision_transformer import VisionTransformer
 
 
@@ -24,6 +25,7 @@ class TokensToToken(T2TModule):
 
 
 @MODELS.register_module()
+@quantizable
 class T2TViT(VisionTransformer):
     """Tokens-to-Token ViT (arXiv 2101.11986) with everything that :class:`VisionTransformer` has.
 

@@ -1,4 +1,5 @@
 from .bnneck_head import BNNeck, BNNeckHead
+from .classification_heads import LinearClsHead, VisionTransformerClsHead
 from .dcal_head import DCALHead
 from .distilled_cls_head import DistilledClsHead
 from .glca_branch import GLCABranch
@@ -12,6 +13,8 @@ __all__ = [
     'DistilledClsHead',
     'GLCABranch',
     'JPMHead',
+    'LinearClsHead',
     'TokenLabelHead',
+    'VisionTransformerClsHead',
     'jigsaw_order',
 ]

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..quantization import quantizable
+
 
 @MODELS.register_module()
+@quantizable
 class DistilledClsHead(DeiTClsHead):
     """Linear classifiers of a class and a distillation token that can be trained.
 

@@ -64,9 +64,8 @@ class ClassAttention(MultiheadAttention):
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query of the first token, keys and values of all, each ``(B, H, 1 or N, d)``."""
-        heads = (self.num_heads, self.head_dims)
         parts = (self.q(x[:, :1]), self.k(x), self.v(x))
-        return tuple(part.unflatten(-1, heads).transpose(1, 2) for part in parts)
+        return tuple(self._split_heads(part) for part in parts)
 
 
 class TalkingHeadsLayer(TransformerEncoderLayer):

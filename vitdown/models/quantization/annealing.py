@@ -47,7 +47,7 @@ def annealed_weights(model: nn.Module) -> list[AnnealedWeight]:
         if not isinstance(quantizer, StatsQuantizer):
             continue
         if isinstance(module, (QuantLinear, QKRProjection)):
-            first_row = 2 * module.in_features if isinstance(module, QKRProjection) else 0
+            first_row = sum(module.part_sizes[:2]) if isinstance(module, QKRProjection) else 0
             parameter = module.weight
             weights.append(AnnealedWeight(f'{name}.weight', parameter, quantizer.bits, first_row))
     return weights

@@ -3,6 +3,7 @@ from mmpretrain.models.utils import WindowMSA
 from torch import Tensor, nn
 
 from ..layers import MultiheadAttention
+from ..layers.window_attention import FusedWindowMSA
 from .modules import attention_logits
 
 
@@ -79,6 +80,7 @@ class QuantWindowMSA(WindowMSA):
 QUANTIZED_ATTENTION: dict[type, type] = {
     MultiheadAttention: QuantMultiheadAttention,
     WindowMSA: QuantWindowMSA,
+    FusedWindowMSA: QuantWindowMSA,
 }
 
 

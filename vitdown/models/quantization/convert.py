@@ -10,6 +10,7 @@ from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones.swin_transformer import SwinBlockSequence
 from torch import nn
 
+from ..layers.cross_encoder_layer import CrossEncoderLayer
 from .attention import QUANTIZED_ATTENTION, quantize_attention
 from .modules import QKRProjection, QuantConv2d, QuantLinear, QuantQKV
 from .quantizers import LSQQuantizer, StatsQuantizer, quantizers_of, size_quantizers
@@ -93,7 +94,7 @@ def _forward_black_image(model: nn.Module) -> None:
             "quant_cfg.act_granularity='tensor'"
         )
     parameter = next(model.parameters())
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     shape = (1, channels, *to_2tuple(size))
     image = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     side_information = {}
@@ -143,6 +144,10 @@ def _layers_after_activation(model: nn.Module) -> set[int]:
     return layers
 
 
+def _is_per_token(cfg: OFQ) -> bool:
+    return cfg.a_bits is not None and cfg.act_granularity == 'token'
+
+
 class _Converter:
     """Walks over a model and replaces its layers."""
 
@@ -165,6 +170,12 @@ class _Converter:
                 continue
             cfg = self.cfg.at(name)
             if type(child) in QUANTIZED_ATTENTION:
+                if isinstance(parent, CrossEncoderLayer) and (cfg.qkr or _is_per_token(cfg)):
+                    raise ValueError(
+                        f'{type(self.model).__name__} has attention between two sets of tokens, '
+                        'which neither query-key reparametrisation nor steps per token fit; set '
+                        "quant_cfg.qkr=False and quant_cfg.act_granularity='tensor'"
+                    )
                 self._convert_attention(child, name)
             elif isinstance(child, nn.Linear):
                 setattr(parent, child_name, self._linear(child, name))
@@ -216,13 +227,15 @@ class _Converter:
         if cfg.w_bits is None and cfg.a_bits is None:
             return
         dims, heads = attn.embed_dims, attn.num_heads
+        sizes = getattr(attn, 'part_sizes', (dims, dims, dims))
         input_quant = self._activation(cfg, dims, shifts=True)
-        value_quant = self._activation(cfg, dims, shifts=True, channel=True)
+        value_quant = self._activation(cfg, sizes[2], shifts=True, channel=True)
         if cfg.qkr:
             qkv = QKRProjection(
                 attn.qkv,
                 heads,
-                self._weight(cfg, dims),
+                sizes,
+                self._weight(cfg, sizes[2]),
                 self._weight(cfg, heads * dims),
                 input_quant,
                 self._activation(cfg, dims, shifts=True, heads=heads),
@@ -232,10 +245,11 @@ class _Converter:
             qkv = QuantQKV(
                 attn.qkv,
                 heads,
-                self._weight(cfg, 3 * dims),
+                sizes,
+                self._weight(cfg, sum(sizes)),
                 input_quant,
-                self._activation(cfg, dims, shifts=True),
-                self._activation(cfg, dims, shifts=True),
+                self._activation(cfg, sizes[0], shifts=True),
+                self._activation(cfg, sizes[1], shifts=True),
                 value_quant,
             )
         granularity = 'token' if cfg.act_granularity == 'token' else 'tensor'

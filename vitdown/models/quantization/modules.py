@@ -114,17 +114,19 @@ class QuantQKV(QuantLinear):
     Args:
         linear (nn.Linear): Layer that computes all three.
         num_heads (int): Number of heads H.
+        part_sizes (tuple[int, int, int]): Rows of queries, keys and values.
         weight_quant (nn.Module): Quantizer of the weight.
         input_quant (nn.Module): Quantizer of the tokens.
-        query_quant (nn.Module): Quantizer of ``(B, N, C)`` queries.
-        key_quant (nn.Module): Quantizer of ``(B, N, C)`` keys.
-        value_quant (nn.Module): Quantizer of ``(B, N, C)`` values.
+        query_quant (nn.Module): Quantizer of ``(B, N, H * d)`` queries.
+        key_quant (nn.Module): Quantizer of ``(B, N, H * d)`` keys.
+        value_quant (nn.Module): Quantizer of ``(B, N, H * v)`` values.
     """
 
     def __init__(
         self,
         linear: nn.Linear,
         num_heads: int,
+        part_sizes: tuple[int, int, int],
         weight_quant: Quantizer,
         input_quant: Quantizer,
         query_quant: Quantizer,
@@ -133,13 +135,14 @@ class QuantQKV(QuantLinear):
     ) -> None:
         super().__init__(linear, weight_quant, input_quant)
         self.num_heads = num_heads
+        self.part_sizes = part_sizes
         self.query_quant = query_quant
         self.key_quant = key_quant
         self.value_quant = value_quant
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``(B, H, N, C // H)`` of tokens ``(B, N, C)``."""
-        parts = super().forward(x).chunk(3, dim=-1)
+        """Queries and keys ``(B, H, N, d)``, values ``(B, H, N, v)`` of tokens ``(B, N, C)``."""
+        parts = super().forward(x).split(self.part_sizes, dim=-1)
         quantizers = (self.query_quant, self.key_quant, self.value_quant)
         return tuple(
             quantize(part).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -157,17 +160,19 @@ class QKRProjection(CachedWeights, nn.Linear):
     Args:
         linear (nn.Linear): Layer that computes queries, keys and values.
         num_heads (int): Number of heads H.
+        part_sizes (tuple[int, int, int]): Rows of queries, keys and values.
         weight_quant (nn.Module): Quantizer of the value weight.
         product_quant (nn.Module): Quantizer of the stacked products ``(H * C, C)``.
         input_quant (nn.Module): Quantizer of the tokens.
         key_quant (nn.Module): Quantizer of ``(B, N, H, C)``.
-        value_quant (nn.Module): Quantizer of ``(B, N, C)`` values.
+        value_quant (nn.Module): Quantizer of ``(B, N, H * v)`` values.
     """
 
     def __init__(
         self,
         linear: nn.Linear,
         num_heads: int,
+        part_sizes: tuple[int, int, int],
         weight_quant: Quantizer,
         product_quant: Quantizer,
         input_quant: Quantizer,
@@ -179,6 +184,7 @@ class QKRProjection(CachedWeights, nn.Linear):
         self.weight = linear.weight
         self.bias = linear.bias
         self.num_heads = num_heads
+        self.part_sizes = part_sizes
         self.weight_quant = weight_quant
         self.product_quant = product_quant
         self.input_quant = input_quant
@@ -186,22 +192,22 @@ class QKRProjection(CachedWeights, nn.Linear):
         self.value_quant = value_quant
 
     def value_weight(self) -> Tensor:
-        """Latent weight of the values, ``(C, C)``."""
-        return self.weight[-self.in_features :]
+        """Latent weight of the values, ``(H * v, C)``."""
+        return self.weight[-self.part_sizes[2] :]
 
     def value_bias(self) -> Tensor | None:
-        """Bias of the values, ``(C,)``."""
-        return None if self.bias is None else self.bias[-self.in_features :]
+        """Bias of the values, ``(H * v,)``."""
+        return None if self.bias is None else self.bias[-self.part_sizes[2] :]
 
     def product(self) -> Tensor:
         """Latent product of query and key weights, ``(H * C, C)``: rows ``i * C ...`` are P_i."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            query, key, _ = self.weight.chunk(3)
+            query, key, _ = self.weight.split(self.part_sizes)
             query, key = (w.unflatten(0, (self.num_heads, -1)) for w in (query, key))
             return (query.transpose(1, 2) @ key).flatten(0, 1)
 
     def quantized_value_weight(self) -> Tensor:
-        """The value weight that the layer computes with, ``(C, C)``."""
+        """The value weight that the layer computes with, ``(H * v, C)``."""
         return self.cached('value', self.weight, lambda: self.weight_quant(self.value_weight()))
 
     def quantized_product(self) -> Tensor:
@@ -209,7 +215,7 @@ class QKRProjection(CachedWeights, nn.Linear):
         return self.cached('product', self.weight, lambda: self.product_quant(self.product()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``(B, 1, N, C)``, keys ``(B, H, N, C)`` and values ``(B, H, N, C // H)``."""
+        """Queries ``(B, 1, N, C)``, keys ``(B, H, N, C)`` and values ``(B, H, N, v)``."""
         x = self.input_quant(x)
         value = F.linear(x, self.quantized_value_weight(), self.value_bias())
         value = self.value_quant(value).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 
 import torch
+from mmengine import dist
 from torch import Tensor, nn
 
 from ..layers import resize_pos_embed
@@ -168,12 +169,21 @@ class LSQQuantizer(nn.Module):
         before, _ = self.shifts()
         x = x if before is None else x + before
         if self.signed is not None:
-            self._is_signed = bool(x.min() < -1e-5)
+            lowest = x.min()
+            dist.broadcast(lowest)
+            self._is_signed = bool(lowest < -1e-5)
             self.signed.fill_(self._is_signed)
         step = lsq_initial_step(x, self.broadcast_step().shape, self.bounds[1], self.init_factor)
         self.step.copy_(step.flatten())
+        # The first process decides; each layer sees inputs that its steps quantized.
+        dist.broadcast(self.step.data)
         self.initialized.fill_(True)
         self._is_initialized = True
+
+    def reset(self) -> None:
+        """Leave the steps to the next batch."""
+        self.initialized.fill_(False)
+        self._is_initialized = False
 
     def _size(self, x: Tensor) -> None:
         if self.step is None:

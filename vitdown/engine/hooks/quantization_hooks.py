@@ -1,0 +1,162 @@
+from collections.abc import Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch.optim import Optimizer
+
+from vitdown.models.quantization import (
+    ConfidenceGuidedAnnealing,
+    OscillationMonitor,
+    quantizers_of,
+)
+from vitdown.registry import HOOKS
+
+from .attached_module import unwrap
+
+
+def single_optimizer(runner: Runner, hook: Hook) -> Optimizer:
+    """The optimizer of a run.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if not isinstance(runner.optim_wrapper, OptimWrapper):
+        raise ValueError(f'{type(hook).__name__} works with one optimizer, not with several')
+    return runner.optim_wrapper.optimizer
+
+
+@HOOKS.register_module()
+class QuantCalibrationHook(Hook):
+    """Sets the steps of quantizers before a training, by its first batches.
+
+    The model sees them in evaluation mode and without gradients. Steps that come from a checkpoint
+    stay as they are. Without this hook the first batch of the training sets the steps, too, but in
+    training mode.
+
+    Args:
+        num_batches (int): Batches to average over. Defaults to 1, as in OFQ's official code.
+    """
+
+    def __init__(self, num_batches: int = 1) -> None:
+        if num_batches < 1:
+            raise ValueError(f'num_batches must be at least 1, got {num_batches}')
+        self.num_batches = num_batches
+
+    @torch.no_grad()
+    def before_train(self, runner: Runner) -> None:
+        model = unwrap(runner.model)
+        quantizers = [q for q in quantizers_of(model) if not q.is_initialized]
+        if not quantizers:
+            return
+        sums = [torch.zeros_like(quantizer.step) for quantizer in quantizers]
+        training = model.training
+        model.eval()
+        batches = iter(runner.train_dataloader)
+        for number in range(1, self.num_batches + 1):
+            for quantizer in quantizers:
+                quantizer.reset()
+            data = model.data_preprocessor(next(batches), training=True)
+            model(**data, mode='tensor')
+            for total, quantizer in zip(sums, quantizers):
+                total += quantizer.step
+        for total, quantizer in zip(sums, quantizers):
+            quantizer.step.copy_(total / number)
+        model.train(training)
+        runner.logger.info(f'{len(quantizers)} quantizers calibrated by {number} batches')
+
+
+@HOOKS.register_module()
+class CGAHook(Hook):
+    """Confidence-guided annealing, the second stage of OFQ (arXiv 2302.02210, Sec. 4.3).
+
+    See :class:`ConfidenceGuidedAnnealing`. Works with mixed precision, gradient accumulation and
+    clipping.
+
+    Args:
+        boundary_range (float): Half-width of the band in which weights train, in levels. Defaults
+            to 0.005.
+        cga_on_qk (str): ``'none'`` or ``'grad'``, see ``on_qk`` there. Defaults to ``'none'``.
+    """
+
+    def __init__(self, boundary_range: float = 0.005, cga_on_qk: str = 'none') -> None:
+        self.boundary_range = boundary_range
+        self.cga_on_qk = cga_on_qk
+
+    def before_train(self, runner: Runner) -> None:
+        optimizer = single_optimizer(runner, self)
+        self._annealing = ConfidenceGuidedAnnealing(
+            unwrap(runner.model), self.boundary_range, self.cga_on_qk
+        )
+        self._annealing.attach(optimizer)
+
+    def after_train(self, runner: Runner) -> None:
+        self._annealing.detach()
+
+
+@HOOKS.register_module()
+class OscillationHook(Hook):
+    """Logs how many low-bit weights oscillate, as ``osc/frac`` and others.
+
+    See :meth:`OscillationMonitor.summary`. Codes are observed after steps of the optimizer, not
+    after iterations that only accumulate gradients.
+
+    Args:
+        momentum (float): See :class:`OscillationTracker`. Defaults to 0.01.
+        threshold (float): See :class:`OscillationMonitor`. Defaults to 0.005.
+        boundary_range (float): See :class:`OscillationMonitor`. Defaults to 0.005.
+        interval (int): Observe every so many steps. Defaults to 1.
+        log_interval (int): Log every so many iterations. Defaults to 50.
+        per_layer (bool): Log each weight besides the total. Defaults to False.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(
+        self,
+        momentum: float = 0.01,
+        threshold: float = 0.005,
+        boundary_range: float = 0.005,
+        interval: int = 1,
+        log_interval: int = 50,
+        per_layer: bool = False,
+    ) -> None:
+        if interval < 1 or log_interval < 1:
+            raise ValueError(
+                f'interval and log_interval must be at least 1, got {interval} and {log_interval}'
+            )
+        self.options = dict(momentum=momentum, threshold=threshold, boundary_range=boundary_range)
+        self.interval = interval
+        self.log_interval = log_interval
+        self.per_layer = per_layer
+
+    def before_train(self, runner: Runner) -> None:
+        optimizer = single_optimizer(runner, self)
+        self.monitor = OscillationMonitor(unwrap(runner.model), **self.options)
+        self.monitor.update()
+        self._steps = 0
+        self._handle = optimizer.register_step_post_hook(self._observe)
+
+    def _observe(self, *_) -> None:
+        self._steps += 1
+        if self._steps % self.interval == 0:
+            self.monitor.update()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Sequence | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        if not self.every_n_train_iters(runner, self.log_interval):
+            return
+        for name, shares in self.monitor.summary().items():
+            if name == 'total' or self.per_layer:
+                prefix = 'osc' if name == 'total' else f'osc/{name}'
+                for key, share in shares.items():
+                    runner.message_hub.update_scalar(f'train/{prefix}/{key}', share)
+
+    def after_train(self, runner: Runner) -> None:
+        self._handle.remove()
