@@ -34,22 +34,28 @@ class Decisions:
     partner_even: Tensor | None = None
 
     def merge(self, x: Tensor, mode: str = 'sum') -> Tensor:
-        """Reduce tokens ``(B, N, C)`` to ``(B, N', C)`` by ``'sum'`` or ``'amax'``."""
-        even, odd = x[:, ::2], x[:, 1::2]
+        """Reduce tokens ``(B, ..., N, C)`` to ``(B, ..., N', C)`` by ``'sum'`` or ``'amax'``."""
+        even, odd = x[..., ::2, :], x[..., 1::2, :]
         kept = _take(even, self.kept_even)
         odd = _scatter(odd, self.partner_odd, _take(even, self.moved_even), mode)
         if self.kept_odd is None:
-            return torch.cat((kept, odd), dim=1)
+            return torch.cat((kept, odd), dim=-2)
         kept = _scatter(kept, self.partner_even, _take(odd, self.moved_odd), mode)
-        return torch.cat((kept, _take(odd, self.kept_odd)), dim=1)
+        return torch.cat((kept, _take(odd, self.kept_odd)), dim=-2)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    return x.gather(-2, _expand(index, x))
 
 
 def _scatter(x: Tensor, index: Tensor, values: Tensor, mode: str) -> Tensor:
-    return x.scatter_reduce(1, index[..., None].expand_as(values), values, mode)
+    return x.scatter_reduce(-2, _expand(index, x), values, mode)
+
+
+def _expand(index: Tensor, x: Tensor) -> Tensor:
+    """Index ``(B, n)`` of tokens for ``x`` ``(B, ..., N, C)``: ``(B, ..., n, C)``."""
+    shape = (*x.shape[:-2], index.shape[1], x.shape[-1])
+    return index.view(index.shape[0], *[1] * (x.ndim - 3), -1, 1).expand(shape)
 
 
 def decide(scores: Tensor, r: int, bidirectional: bool, sort_kept: bool = True) -> Decisions:
@@ -119,12 +125,8 @@ class PlainMCTF(MCTF):
             slots = decisions.merge(one_hot, 'amax').argmax(dim=1)
             source = slots if state.source is None else slots.gather(1, state.source)
         x = decisions.merge(x * share) / total
-        heads, num_tokens = weights.shape[1:3]
-        keys = weights.permute(0, 3, 1, 2).flatten(2)
-        keys = decisions.merge(keys).unflatten(2, (heads, num_tokens))
-        rows = keys.permute(0, 3, 2, 1).flatten(2)
-        rows = (decisions.merge(rows * share) / total).unflatten(2, (heads, -1))
-        fused = rows.transpose(1, 2)
+        keys = decisions.merge(weights[..., None])[..., 0]
+        fused = decisions.merge(keys * share[:, None]) / total[:, None]
         out = (fused @ attn.project_v(block.ln1(x))).transpose(1, 2).flatten(2)
         size = decisions.merge(sizes[..., None])[..., 0]
         state = type(state)(size=size, source=source, r=state.r)
