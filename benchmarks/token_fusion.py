@@ -1,8 +1,9 @@
 """Throughput of a DeiT without token fusion, with ToMe and with MCTF, in one interleaved run.
 
 Every round runs all models once, in an order drawn anew. The table gives medians over the rounds:
-of the times, and of the ratios within a round, which other work on the machine disturbs less. ``MCTF, plain form`` computes what the official code does, step
-by step, with the same result as ``MCTF``.
+of the times, and of the ratios within a round, which other work on the machine disturbs less.
+``MCTF, plain form`` computes what the official code does, step by step, with the same result as
+``MCTF``.
 
     python benchmarks/token_fusion.py --arch deit-small --batch-size 8 --rounds 35 --threads 1
 """
