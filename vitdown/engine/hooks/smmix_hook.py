@@ -285,9 +285,9 @@ class SMMixHook(ModuleHook):
     def _finish(
         self, model: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Tensor] | None
     ) -> dict[str, Tensor] | None:
-        step, self._step = self._step, None
-        if step is None:
+        if bind_call(model, args, kwargs).get('mode') != 'loss' or self._step is None:
             return None
+        step, self._step = self._step, None
         if step.recorder is not None:
             step.recorder.__exit__()
         if losses is None:
