@@ -109,12 +109,7 @@ class ReIdentifier(BaseModel):
             labels (Tensor, optional): ``(B,)``, or ``(B, num_classes)`` of mixed images, when
                 losses are to be computed.
         """
-        side_information = {}
-        if self._has_sie and data_samples is not None:
-            side_information = dict(
-                camera_ids=[sample.get('camera_id', -1) for sample in data_samples],
-                view_ids=[sample.get('view_id', -1) for sample in data_samples],
-            )
+        side_information = self.side_information(data_samples)
         if self.head.needs_tokens:
             options = self.head.token_options(labels)
             return self.backbone.forward_tokens(inputs, **side_information, **options)
@@ -130,6 +125,15 @@ class ReIdentifier(BaseModel):
                 "add a neck that pools them to (B, C), e.g. neck=dict(type='TokenPooling')"
             )
         return feat
+
+    def side_information(self, data_samples: Sequence[DataSample] | None) -> dict[str, list[int]]:
+        """Keyword arguments of the backbone: cameras and views, if it has an embedding of them."""
+        if not self._has_sie or data_samples is None:
+            return {}
+        return dict(
+            camera_ids=[sample.get('camera_id', -1) for sample in data_samples],
+            view_ids=[sample.get('view_id', -1) for sample in data_samples],
+        )
 
     def logits(self, inputs: Tensor, data_samples: Sequence[DataSample] | None = None) -> Tensor:
         """Scores of the training identities ``(B, num_classes)``, of the head's main branch."""
