@@ -1,11 +1,12 @@
-"""Train, evaluate and show a small re-ID model on the embedded synthetic set.
+"""Train, evaluate and show a small re-ID model with DCAL on the embedded synthetic set.
 
     make demo            or            python tools/demo.py [--epochs N] [--seed N]
 
 The same, step by step, with a config of its own:
 
-    python tools/train.py configs/reid/vit-mini_1xb64-40e_synthetic-128x64.py
-    python tools/test.py configs/reid/vit-mini_1xb64-40e_synthetic-128x64.py CHECKPOINT --show-dir D
+    CONFIG=configs/dcal/dcal_vit-mini_1xb64-40e_synthetic-128x64.py
+    python tools/train.py $CONFIG
+    python tools/test.py $CONFIG CHECKPOINT --show-dir D
 """
 
 import argparse
@@ -18,7 +19,8 @@ from mmengine.config import Config
 from vitdown.engine.launch import ConfigError, build_runner, evaluate, load_config, run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / 'configs/reid/vit-mini_1xb64-40e_synthetic-128x64.py'
+CONFIG = ROOT / 'configs/dcal/dcal_vit-mini_1xb64-40e_synthetic-128x64.py'
+EPOCHS = 30
 COLUMNS = ('mAP', 'CMC@1', 'CMC@5', 'CMC@10', 'mINP')
 
 
@@ -26,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Demo on the embedded synthetic set')
     parser.add_argument('--config', default=str(CONFIG))
     parser.add_argument('--work-dir', default='work_dirs/demo')
-    parser.add_argument('--epochs', type=int, help="default: the config's")
+    parser.add_argument('--epochs', type=int, default=EPOCHS, help=f'default: {EPOCHS}')
     parser.add_argument('--seed', type=int, default=0)
     return parser.parse_args()
 
@@ -36,11 +38,10 @@ def configure(args: argparse.Namespace) -> Config:
     cfg.log_level = 'ERROR'
     cfg.randomness.seed = args.seed
     cfg.default_hooks.checkpoint.update(interval=10, max_keep_ckpts=1)
-    if args.epochs is not None:
-        if args.epochs < 1:
-            raise ConfigError(f'--epochs must be at least 1, got {args.epochs}')
-        cfg.train_cfg.max_epochs = args.epochs
-        cfg.param_scheduler.warmup_epochs = min(cfg.param_scheduler.warmup_epochs, args.epochs - 1)
+    if args.epochs < 1:
+        raise ConfigError(f'--epochs must be at least 1, got {args.epochs}')
+    cfg.train_cfg.max_epochs = args.epochs
+    cfg.param_scheduler.warmup_epochs = min(cfg.param_scheduler.warmup_epochs, args.epochs - 1)
     cfg.train_cfg.val_interval = max(1, cfg.train_cfg.max_epochs // 2)
     return cfg
 

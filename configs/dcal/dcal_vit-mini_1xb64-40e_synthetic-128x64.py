@@ -1,4 +1,4 @@
-# DCAL small enough for a CPU: a six-layer ViT on the embedded set.
+# The demo: DCAL on a six-layer ViT and the embedded set, a few minutes on a CPU.
 _base_ = [
     '../_base_/models/dcal_vit.py',
     '../_base_/datasets/synthetic_128x64.py',

@@ -1,4 +1,4 @@
-# The demo: a six-layer ViT on the embedded set, a few minutes on a CPU.
+# A six-layer ViT on the embedded set, a few minutes on a CPU.
 _base_ = [
     '../_base_/models/reid_vit.py',
     '../_base_/datasets/synthetic_128x64.py',

@@ -7,7 +7,7 @@ def test_demo_runs_from_data_to_table(tmp_path):
     """The demo on a smaller set for two epochs; another folder, so that it starts from nothing."""
     config = tmp_path / 'demo.py'
     config.write_text(
-        f"_base_ = '{ROOT}/configs/reid/vit-mini_1xb64-40e_synthetic-128x64.py'\n"
+        f"_base_ = '{ROOT}/configs/dcal/dcal_vit-mini_1xb64-40e_synthetic-128x64.py'\n"
         'settings = dict(num_train_ids=16, num_test_ids=2, num_cameras=2, images_per_camera=2)\n'
         'train_dataloader = dict(num_workers=0, dataset=dict(settings=settings))\n'
         'val_dataloader = dict(num_workers=0, dataset=dict(settings=settings))\n'
