@@ -110,6 +110,14 @@ def test_verify(reid, photos):
         reid.verify([(paths[0], photos)], threshold=0.5)
 
 
+def test_attention_of_what_the_model_sees(reid, photos):
+    ((image, attention),) = reid.attend(photos / NAME)
+    np.testing.assert_array_equal(image, np.asarray(Image.open(photos / NAME)))
+    assert attention.scores.shape == (4, 2)
+    with pytest.raises(CorruptImageError, match='No such image'):
+        next(reid.attend(photos / 'none.jpg'))
+
+
 def test_bad_images_stop_or_are_named(reid, photos, tmp_path):
     (tmp_path / 'torn.jpg').write_bytes((photos / NAME).read_bytes()[:200])
     (tmp_path / 'text.jpg').write_text('no image')

@@ -89,6 +89,17 @@ def test_pictures_come_small_and_encoded_anew(page):
     assert Image.open(io.BytesIO(response.content)).size == (16, 32)
 
 
+def test_attention_over_query_and_matches(page, photos):
+    response = page.post('/search', **upload((photos / NAME).read_bytes(), attention='1', k='2'))
+    assert response.text.count('?attention=1"') == 2
+    plain, overlaid = (
+        np.asarray(Image.open(io.BytesIO(page.get(path).content)), dtype=float)
+        for path in ('/image/3', '/image/3?attention=1')
+    )
+    assert plain.shape == overlaid.shape == (32, 16, 3)
+    assert np.abs(plain - overlaid).mean() > 10
+
+
 @pytest.mark.parametrize(
     ('data', 'status', 'message'),
     [

@@ -154,6 +154,17 @@ def test_a_picked_query_is_searched_again_under_a_condition(browser, address):
     assert field.get_attribute('value') == '2'
 
 
+def test_attention_is_shown_on_request(browser, address):
+    browser.get(address)
+    browser.find_element(By.CSS_SELECTOR, '#samples li:nth-child(9) a').click()
+    plain = browser.find_element(By.ID, 'query').get_attribute('src')
+    browser.find_element(By.CSS_SELECTOR, 'form#again [name="attention"]').click()
+    submit(browser, 'again', k=6)
+    assert len(matches(browser)) == 6
+    assert browser.find_element(By.ID, 'query').get_attribute('src') != plain
+    keep_screenshot(browser, 'search_page_attention')
+
+
 def test_what_is_no_picture_gets_one_message(browser, address, tmp_path):
     (tmp_path / 'notes.jpg').write_text('no picture')
     browser.get(address)

@@ -25,6 +25,7 @@ from vitdown.engine.launch import ConfigError, load_config
 from vitdown.evaluation.index import GalleryIndex
 from vitdown.evaluation.index.metadata import Columns, Where, as_columns
 from vitdown.registry import MODELS
+from vitdown.visualization.attention_map import AttentionMap, attention_maps
 
 from .embeddings import Embeddings
 from .fingerprint import fingerprint
@@ -201,6 +202,29 @@ class ReIDInferencer(BaseInferencer):
             torch.from_numpy(firsts), torch.from_numpy(seconds)
         ).numpy()
         return Verification(scores, scores >= threshold)
+
+    def attend(
+        self, inputs: Inputs, ratio: float | None = None
+    ) -> Iterator[tuple[np.ndarray, AttentionMap]]:
+        """Where the model looks: for each image, what it saw of it (RGB) and its attention.
+
+        Args:
+            inputs: See :func:`list_images`.
+            ratio (float, optional): Share of the patches that are selected, see
+                :func:`attention_maps`.
+
+        Raises:
+            CorruptImageError: If an image is missing, damaged or none.
+            TypeError: If the backbone does not offer its attention.
+        """
+        for _, batch, errors in self.preprocess(list_images(inputs)):
+            if errors:
+                raise CorruptImageError(errors[0][1])
+            data = self.model.data_preprocessor(batch, training=False)
+            maps = attention_maps(self.model, data['inputs'], data['data_samples'], ratio)
+            for image, attention in zip(batch['inputs'], maps):
+                # Pipelines work in BGR, as MMCV does.
+                yield image.flip(0).permute(1, 2, 0).numpy(), attention
 
     def check_gallery(self, gallery: Gallery) -> None:
         """Raise ValueError if a gallery is known to hold features of another model."""

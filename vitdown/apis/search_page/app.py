@@ -28,6 +28,7 @@ from vitdown.apis.reid_inferencer import ReIDInferencer
 from vitdown.datasets.transforms import LoadReIDImage
 from vitdown.datasets.transforms.decoding import CorruptImageError
 from vitdown.files import write_atomically
+from vitdown.visualization.attention_map import draw_rollout
 
 from .guard import BodyLimit, SameOrigin, SecurityHeaders, TokenGuard
 from .images import UploadError, data_uri, decode_upload, resolve_image, thumbnail
@@ -111,6 +112,7 @@ class _Page:
         self.inferencer, self.gallery, self.settings = inferencer, gallery, settings
         self.templates = Jinja2Templates(_HERE / 'templates')
         self.load = LoadReIDImage()
+        self.shows_attention = hasattr(inferencer.model.backbone, 'forward_tokens')
         # Model and gallery serve one request at a time.
         self.lock = threading.Lock()
 
@@ -133,6 +135,8 @@ class _Page:
 
     async def image(self, request: Request) -> Response:
         pixels = await run_in_threadpool(self._gallery_pixels, request.path_params['id'])
+        if request.query_params.get('attention') and self.shows_attention:
+            pixels = await run_in_threadpool(self._with_attention, pixels)
         return Response(thumbnail(pixels), media_type='image/jpeg')
 
     async def login(self, request: Request) -> Response:
@@ -183,10 +187,17 @@ class _Page:
             raise HTTPException(400, str(error)) from None
         if not 1 <= k <= _MAX_MATCHES:
             raise HTTPException(400, f'the number of matches must be 1 to {_MAX_MATCHES}')
-        rankings = await run_in_threadpool(self._ranked, query, k, where)
+        try:
+            rankings = await run_in_threadpool(self._ranked, query, k, where)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        picture, attention = query[..., ::-1], bool(form.get('attention')) and self.shows_attention
+        if attention:
+            picture = await run_in_threadpool(self._with_attention, picture)
         return self._render(
             request,
-            query={'picture': data_uri(thumbnail(query[..., ::-1])), 'id': number},
+            query={'picture': data_uri(thumbnail(picture)), 'id': number},
+            attention=attention,
             matches=[
                 {
                     'rank': match.rank,
@@ -202,6 +213,12 @@ class _Page:
             conditions=conditions,
             k=k,
         )
+
+    def _with_attention(self, pixels: np.ndarray) -> np.ndarray:
+        """Attention rollout over an RGB picture, in the size that the model sees."""
+        with self.lock:
+            ((image, attention),) = self.inferencer.attend(pixels[..., ::-1])
+        return draw_rollout(image, attention)
 
     def _ranked(self, query: np.ndarray, k: int, where: dict | None):
         with self.lock:
@@ -250,6 +267,8 @@ class _Page:
             'message': message,
             'columns': {name: _HINTS[dtype.kind] for name, dtype in self._columns().items()},
             'count': len(self.gallery),
+            'shows_attention': self.shows_attention,
+            'attention': False,
             'may_add': self.settings.upload_dir is not None,
             'max_bytes': self.settings.max_upload_bytes,
             'k': 12,
