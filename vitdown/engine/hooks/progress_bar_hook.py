@@ -77,7 +77,11 @@ class ProgressBarHook(Hook):
     @staticmethod
     def _losses(runner: Runner) -> str:
         scalars = runner.message_hub.log_scalars
-        names = {'train/loss': 'loss', 'train/accuracy': 'accuracy'}
+        names = {
+            'train/loss': 'loss',
+            'train/accuracy': 'accuracy',
+            'train/sa_accuracy': 'accuracy',
+        }
         return ', '.join(
             f'{label} {scalars[name].mean(20):.2f}'
             for name, label in names.items()
