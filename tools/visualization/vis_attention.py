@@ -9,20 +9,14 @@ query and its matches. Rollout runs from blue, the least of the image, to red.
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from vitdown.apis import ReIDInferencer, list_images
+from vitdown.apis import list_images
 from vitdown.apis.command_line import add_model_arguments, build_inferencer
-from vitdown.datasets.transforms.decoding import CorruptImageError
 from vitdown.engine.launch import ConfigError, run_tool
 from vitdown.visualization import draw_ranking_list, save_picture
 from vitdown.visualization.attention_map import (
-    AttentionMap,
-    attention_maps,
     draw_attention,
     draw_patches,
     draw_rollout,
@@ -48,20 +42,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--scale', type=int, default=2, help='enlarge images (default: 2)')
     return parser.parse_args()
-
-
-def attend(
-    inferencer: ReIDInferencer, paths: Sequence[str], ratio: float | None
-) -> Iterator[tuple[np.ndarray, AttentionMap]]:
-    """Image (RGB), as the model sees it, and attention of each file."""
-    model = inferencer.model
-    for _, batch, errors in inferencer.preprocess(list_images(list(paths))):
-        if errors:
-            raise CorruptImageError(errors[0][1])
-        data = model.data_preprocessor(batch, training=False)
-        maps = attention_maps(model, data['inputs'], data['data_samples'], ratio)
-        for image, attention in zip(batch['inputs'], maps, strict=True):
-            yield image.flip(0).permute(1, 2, 0).cpu().numpy(), attention
 
 
 def read_ranking_lists(path: str, k: int, limit: int) -> list[dict]:
@@ -96,7 +76,7 @@ def main() -> None:
         draw = draw_patches if args.patches else draw_rollout
         for number, record in enumerate(lists):
             paths = [record['query'], *(path for path, *_ in record['matches'])]
-            pictures = [draw(*pair) for pair in attend(inferencer, paths, args.ratio)]
+            pictures = [draw(*pair) for pair in inferencer.attend(paths, args.ratio)]
             height, width = pictures[0].shape[:2]
             picture = draw_ranking_list(
                 pictures[0],
@@ -110,7 +90,7 @@ def main() -> None:
         count = len(lists)
     else:
         paths = [sample['img_path'] for sample in list_images(args.images)][: args.max_images]
-        for number, pair in enumerate(attend(inferencer, paths, args.ratio)):
+        for number, pair in enumerate(inferencer.attend(paths, args.ratio)):
             picture = draw_attention(*pair, args.scale)
             save_picture(picture, args.out_dir, f'{number:05d}_{Path(paths[number]).name}')
         count = len(paths)
