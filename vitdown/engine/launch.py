@@ -14,6 +14,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 import vitdown
+import vitdown.registry  # noqa: F401  lets other packages' scopes find vitdown's types
 from vitdown.checkpoint import CheckpointError
 
 

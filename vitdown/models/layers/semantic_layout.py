@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -60,44 +60,44 @@ class SemanticLayout:
         rows, columns = self.grid
         return rows * self.num_semantic, columns * self.num_semantic
 
-    def margins(self, reach: int) -> tuple[int, int]:
-        """Tokens ``(before, after)`` by which a key window of side ``reach`` exceeds a window."""
-        return (reach - self.window) // 2, (reach - self.window + 1) // 2
-
-    def pad(self, x: Tensor, reach: int | None = None, fill: Tensor | float = 0.0) -> Tensor:
-        """Pad image tokens ``(B, H * W, C)`` to whole windows, and to key windows.
+    def key_index(self, reach: int, device: torch.device) -> Tensor:
+        """Image tokens around each window.
 
         Args:
-            x (Tensor): Tokens in raster order.
-            reach (int, optional): Side of the key windows; None for no margin.
-            fill (Tensor | float): What to pad with, ``(C,)`` or a number.
+            reach (int): Side of the key windows, which exceed their window by half of the rest on
+                each side (at the end by one more if it is odd).
+            device (torch.device): Where to build it.
 
         Returns:
-            Tensor: ``(B, H', W', C)``.
+            Tensor: ``(num_windows, reach ** 2)`` indices in raster order; H * W for padding.
         """
-        before, after = self.margins(reach or self.window)
-        bottom, right = self.padding
-        pads = (0, 0, before, right + after, before, bottom + after)
-        x = x.unflatten(1, (self.height, self.width))
-        if isinstance(fill, Tensor):
-            # Keeps the graph from the padding to what it is made of.
-            return F.pad(x - fill, pads) + fill if any(pads) else x
-        return F.pad(x, pads, value=fill) if any(pads) else x
+        before = (reach - self.window) // 2
+        steps = torch.arange(reach, device=device) - before
+        places = [
+            torch.arange(count, device=device)[:, None] * self.window + steps for count in self.grid
+        ]
+        inside = [(x >= 0) & (x < size) for x, size in zip(places, (self.height, self.width))]
+        index = places[0][:, None, :, None] * self.width + places[1][:, None]
+        inside = inside[0][:, None, :, None] & inside[1][:, None]
+        return index.masked_fill(~inside, self.height * self.width).flatten(2).flatten(0, 1)
 
-    def key_windows(self, x: Tensor, reach: int, fill: Tensor | float = 0.0) -> Tensor:
-        """Tokens around each window.
+    def key_windows(self, x: Tensor, reach: int, fill: Tensor | None = None) -> Tensor:
+        """Gather image tokens around each window.
 
         Args:
-            x (Tensor): Image tokens ``(B, H * W, C)``.
+            x (Tensor): Image tokens ``(B, N, C)``.
             reach (int): Side of the key windows.
-            fill (Tensor | float): See :meth:`pad`.
+            fill (Tensor, optional): ``(C,)``, what padding holds. Defaults to zeros.
 
         Returns:
             Tensor: ``(B * num_windows, reach ** 2, C)``.
         """
-        x = self.pad(x, reach, fill)
-        x = x.unfold(1, reach, self.window).unfold(2, reach, self.window)
-        return x.permute(0, 1, 2, 4, 5, 3).reshape(-1, reach**2, x.shape[3])
+        batch, num_tokens, channels = x.shape
+        fill = x.new_zeros(channels) if fill is None else fill
+        table = torch.cat((x, fill.expand(batch, 1, channels)), dim=1).flatten(0, 1)
+        starts = torch.arange(batch, device=x.device)[:, None, None] * (num_tokens + 1)
+        # Backward is several times as fast as that of unfold.
+        return F.embedding((self.key_index(reach, x.device) + starts).flatten(0, 1), table)
 
     def split(self, semantic: Tensor) -> Tensor:
         """Semantic tokens ``(B, S, C)``, raster order, to ``(B * num_windows, s * s, C)``."""
@@ -121,7 +121,9 @@ class SemanticLayout:
         """
         (rows, columns), side = self.grid, self.num_semantic
         exact = self.pad_mask == 'exact'
-        x = self.pad(x, fill=float('-inf') if exact else 0.0)
+        bottom, right = self.padding
+        x = x.unflatten(1, (self.height, self.width))
+        x = F.pad(x, (0, 0, 0, right, 0, bottom), value=float('-inf') if exact else 0.0)
         x = x.unflatten(2, (columns, self.window)).unflatten(1, (rows, self.window))
         x = x.permute(0, 1, 3, 5, 2, 4).flatten(0, 2)
         x = F.adaptive_max_pool2d(x, side)
@@ -134,17 +136,15 @@ class SemanticLayout:
         """Which of :meth:`key_windows` are visible, ``(num_windows, reach ** 2)``; None if all."""
         if self.pad_mask is False or (self.pad_mask == 'official' and not any(self.padding)):
             return None
-        before, after = self.margins(reach)
-        bottom, right = self.padding
-        visible = torch.ones(self.height + bottom, self.width + right, device=device).bool()
+        index = self.key_index(reach, device)
         if self.pad_mask == 'exact':
-            visible[self.height :] = False
-            visible[:, self.width :] = False
-        else:
-            visible[-bottom:, -right:] = False
-        visible = F.pad(visible, (before, after, before, after), value=False)
-        windows = visible.unfold(0, reach, self.window).unfold(1, reach, self.window)
-        return windows.reshape(-1, reach**2)
+            return index < self.height * self.width
+        bottom, right = self.padding
+        whole = replace(self, height=self.height + bottom, width=self.width + right)
+        visible = torch.ones(whole.height, whole.width, dtype=torch.bool, device=device)
+        visible[-bottom:, -right:] = False
+        visible = torch.cat((visible.flatten(), visible.new_zeros(1)))
+        return visible[whole.key_index(reach, device)]
 
     def semantic_mask(self, device: torch.device) -> Tensor | None:
         """Which semantic tokens stand for image tokens, ``(S,)``; None if all do."""

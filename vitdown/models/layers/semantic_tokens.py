@@ -88,7 +88,7 @@ class SemanticTokenGenerator(CrossEncoderLayer):
     ) -> Tensor:
         query = self._by_window(self.attn.project_q(self.ln1(queries)), layout)
         key_value = self.attn.project_kv(self.ln1(image))
-        fill = (0.0, 0.0)
+        fill = (None, None)
         if layout.pad_mask != 'exact':
             # What a token of zeros is after the norm
             bias = self.ln1(image.new_zeros(1, 1, image.shape[-1]))

@@ -1,0 +1,15 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_stvit-r-swin.py',
+    '../_base_/datasets/coco_instance_ms-crop.py',
+    '../_base_/schedules/adamw_det_3x.py',
+    '../_base_/det_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='base',
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint='checkpoints/stvit-r-swin-b_in1k.pth'),
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_stvit-r-swin-mini.py',
+    '../_base_/datasets/coco128_instance_256.py',
+    '../_base_/schedules/adamw_det_small.py',
+    '../_base_/det_runtime.py',
+]

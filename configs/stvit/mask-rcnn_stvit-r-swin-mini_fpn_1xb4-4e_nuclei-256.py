@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_stvit-r-swin-mini.py',
+    '../_base_/datasets/nuclei_instance_256.py',
+    '../_base_/schedules/adamw_det_small.py',
+    '../_base_/det_runtime.py',
+]
+
+model = dict(roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)))

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_stvit-r-swin.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/adamw_det_1x.py',
+    '../_base_/det_runtime.py',
+]

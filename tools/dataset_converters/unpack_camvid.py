@@ -1,0 +1,59 @@
+"""Unpack CamVid from one .npz file to the folders that MMSegmentation reads.
+
+python tools/dataset_converters/unpack_camvid.py camvid_240x180.npz DESTINATION
+
+DESTINATION gets images/{train,val,test}/NAME.jpg and masks/{train,val,test}/NAME.png (class
+indices; 255 for what is not labelled) and classes.txt.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitdown.engine.launch import ConfigError, run_tool
+from vitdown.files import write_atomically
+
+PARTS = ('train', 'val', 'test')
+IGNORED = 255
+
+
+def encode_mask(mask: np.ndarray, num_classes: int) -> bytes:
+    """PNG of a mask ``(H, W)``; classes from ``num_classes`` on become :data:`IGNORED`."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.where(mask < num_classes, mask, IGNORED).astype(np.uint8)).save(
+        buffer, 'png'
+    )
+    return buffer.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('pack', type=Path, help='the .npz file')
+    parser.add_argument('destination', type=Path, help='folder to write')
+    args = parser.parse_args()
+    if not args.pack.is_file():
+        raise FileNotFoundError(f'{args.pack} does not exist')
+    with np.load(args.pack) as pack:
+        missing = [f'{part}_jpeg' for part in PARTS if f'{part}_jpeg' not in pack]
+        if missing:
+            raise ConfigError(f'{args.pack} has no {missing[0]}; is it the CamVid pack?')
+        names = [str(name) for name in pack['class_names'] if str(name) != 'unlabelled']
+        for part in PARTS:
+            images, offsets, masks = (pack[f'{part}_{key}'] for key in ('jpeg', 'offsets', 'masks'))
+            folders = [args.destination / kind / part for kind in ('images', 'masks')]
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            for i, name in enumerate(pack[f'{part}_names']):
+                stem = Path(str(name)).stem
+                image = images[offsets[i] : offsets[i + 1]].tobytes()
+                write_atomically(image, folders[0] / f'{stem}.jpg')
+                write_atomically(encode_mask(masks[i], len(names)), folders[1] / f'{stem}.png')
+            print(f'{part}: {len(masks)} images')
+    write_atomically('\n'.join(names).encode(), args.destination / 'classes.txt')
+
+
+if __name__ == '__main__':
+    run_tool(main)
