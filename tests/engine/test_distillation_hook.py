@@ -1,0 +1,427 @@
+import random
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from torch import nn
+
+from vitdown.checkpoint import CheckpointError, load_checkpoint_file
+from vitdown.engine.hooks import DistillationHook, NKDHook, StopDistillHook, USKDHook
+from vitdown.registry import MODELS
+
+from .classification import (
+    NUM_CLASSES,
+    build,
+    classifier,
+    cnn,
+    make_runner,
+    reidentifier,
+    train,
+    vit_backbone,
+    watch,
+)
+
+
+@pytest.fixture(autouse=True)
+def open_logger_for_the_next_test():
+    yield
+    MMLogger.get_instance(f'after_{random.getrandbits(64)}')
+
+
+@pytest.fixture(scope='module')
+def teacher_file(tmp_path_factory):
+    """Weights of a CNN with six classes."""
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
+    torch.save(dict(state_dict=build(cnn(6), seed=1).state_dict()), path)
+    return str(path)
+
+
+def nkd(teacher_file: str, **kwargs) -> dict:
+    return dict(type='NKDHook', teacher=cnn(6), teacher_checkpoint=teacher_file, **kwargs)
+
+
+HOOKS = {
+    'nkd': lambda f: nkd(f),
+    'kd': lambda f: {**nkd(f), 'type': 'KDHook'},
+    'dkd': lambda f: {**nkd(f), 'type': 'DKDHook'},
+    'uskd': lambda f: dict(type='USKDHook'),
+    'vitkd': lambda f: dict(
+        type='ViTKDHook',
+        teacher=build(classifier(vit_backbone() | {'arch': WIDE}, 32)),
+        teacher_dims=32,
+    ),
+}
+WIDE = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=32)
+
+
+@pytest.mark.parametrize('name', HOOKS)
+def test_two_iterations_and_a_checkpoint_of_the_student_alone(tmp_path, teacher_file, name):
+    model = build(classifier())
+    plain = model.state_dict().keys()
+    before = len(model._forward_hooks), len(model._forward_pre_hooks)
+    steps = watch(model)
+    runner = train(model, tmp_path, [HOOKS[name](teacher_file)], epochs=1)
+    assert [set(step) for step in steps] == [{'loss', f'loss_{name}'}] * 2
+    assert all(value > 0 for step in steps for value in step.values())
+    assert (len(model._forward_hooks), len(model._forward_pre_hooks)) == before
+    assert not any(m._forward_hooks for n, m in model.named_modules() if n)
+    assert runner.model.state_dict().keys() == plain
+    checkpoint = load_checkpoint_file(tmp_path / 'epoch_1.pth')
+    assert checkpoint['state_dict'].keys() == plain
+    again = build(classifier(), seed=5)
+    again.load_state_dict(checkpoint['state_dict'])
+    with torch.no_grad():
+        image = torch.rand(2, 3, 16, 16)
+        torch.testing.assert_close(again.eval()(image), model.eval()(image))
+
+
+@pytest.mark.parametrize('name', HOOKS)
+def test_resumed_run_goes_on_bit_by_bit(tmp_path, teacher_file, name):
+    def run(folder, epochs, **kwargs):
+        model = build(classifier())
+        steps = watch(model)
+        train(model, folder, [HOOKS[name](teacher_file)], epochs=epochs, **kwargs)
+        return steps, model
+
+    whole, expected = run(tmp_path / 'whole', 3)
+    run(tmp_path / 'parts', 2)
+    rest, model = run(tmp_path / 'parts', 3, resume=True)
+    assert rest == whole[4:]
+    for key, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+class Witness(nn.Module):
+    """A teacher that remembers how it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Module()
+        self.head.fc = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, NUM_CLASSES))
+        self.norm = nn.BatchNorm2d(3)
+        self.calls = []
+
+    def forward(self, x):
+        logits = self.head.fc(self.norm(x))
+        self.calls.append((self.training, torch.is_grad_enabled(), x.clone(), logits.clone()))
+        return logits
+
+
+def test_teacher_is_frozen_and_sees_the_augmented_images(tmp_path):
+    teacher = Witness()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    config = classifier()
+    config['data_preprocessor']['batch_augments'] = dict(
+        augments=[dict(type='mmpretrain.Mixup', alpha=0.8)]
+    )
+    model = build(config)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    runner = train(model, tmp_path, [NKDHook(teacher)], epochs=1)
+    assert [call[:2] for call in teacher.calls] == [(False, False)] * 2
+    for call, images in zip(teacher.calls, seen, strict=True):
+        assert torch.equal(call[2], images)
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not any(p.requires_grad for p in teacher.parameters())
+    own = {id(p) for p in teacher.parameters()}
+    groups = runner.optim_wrapper.param_groups
+    assert not own & {id(p) for group in groups for p in group['params']}
+
+
+def test_released_behaviour_moves_the_teacher(tmp_path):
+    teacher = Witness()
+    train(build(classifier()), tmp_path, [NKDHook(teacher, teacher_eval=False)], epochs=1)
+    assert [call[0] for call in teacher.calls] == [True, True]
+    assert teacher.norm.running_mean.abs().sum() > 0
+
+
+def test_teacher_gets_images_in_its_own_normalisation(tmp_path):
+    teacher = Witness()
+    teacher.data_preprocessor = MODELS.build(
+        dict(type='mmpretrain.ClsDataPreprocessor', mean=[1, 2, 3], std=[2, 4, 5], to_rgb=True)
+    )
+    config = classifier()
+    config['data_preprocessor'].update(mean=[3.0, 2.0, 5.0], std=[1.0, 2.0, 4.0])
+    model = build(config)
+    runner = train(model, tmp_path, [NKDHook(teacher)], epochs=1)
+    raw = torch.stack([runner.train_dataloader.dataset[i]['inputs'] for i in range(6)])
+    mean, std = torch.tensor([1.0, 2, 3]).view(3, 1, 1), torch.tensor([2.0, 4, 5]).view(3, 1, 1)
+    torch.testing.assert_close(teacher.calls[0][2], (raw.flip(1) - mean) / std)
+
+
+def test_hook_and_wrapper_compute_the_same(tmp_path, teacher_file):
+    student = build(cnn())
+    inputs = torch.rand(4, 3, 16, 16)
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    losses = dict(
+        loss_nkd=dict(type='NKDLoss', gamma=2.0),
+        loss_uskd=dict(type='USKDLoss', in_channels=8, num_classes=NUM_CLASSES),
+    )
+    taps = dict(student_mid='backbone.layer2')
+    teacher = dict(teacher=cnn(6), teacher_checkpoint=teacher_file)
+    wrapper = build(
+        dict(type='DistilledClassifier', student=cnn(), distill_losses=losses, taps=taps, **teacher)
+    )
+    plain = set(student.state_dict())
+    extra = {f'distill_losses.loss_uskd.fc.{name}' for name in ('weight', 'bias')}
+    assert set(wrapper.state_dict()) == plain | extra
+    wrapper.load_state_dict(
+        {**student.state_dict(), **{k: v for k, v in wrapper.state_dict().items() if k in extra}}
+    )
+    hook = DistillationHook(losses, taps=taps, **teacher)
+    runner = make_runner(student, tmp_path, [hook])
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    hook.before_run(runner)
+    hook.attached.module.load_state_dict(wrapper.distill_losses.state_dict())
+    hook.before_train(runner)
+    results = []
+    for model in (student, wrapper):
+        model.train()
+        out = model(inputs, samples, mode='loss')
+        model.parse_losses(out)[0].backward()
+        results.append(out)
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name])
+    for name, parameter in wrapper.student.named_parameters():
+        torch.testing.assert_close(parameter.grad, student.get_parameter(name).grad)
+    hook.after_train(runner)
+
+
+def test_wrapper_trains_resumes_and_keeps_its_teacher(tmp_path, teacher_file):
+    config = dict(
+        type='DistilledClassifier',
+        student=classifier(),
+        teacher=cnn(6),
+        teacher_checkpoint=teacher_file,
+        distill_losses=dict(loss_nkd=dict(type='NKDLoss')),
+    )
+
+    def run(folder, epochs, hooks=(), **kwargs):
+        model = build(config)
+        steps = watch(model)
+        train(model, folder, list(hooks), epochs=epochs, **kwargs)
+        return steps, model
+
+    whole, expected = run(tmp_path / 'whole', 3)
+    run(tmp_path / 'parts', 1)
+    rest, model = run(tmp_path / 'parts', 3, resume=True)
+    assert rest == whole[2:]
+    assert set(model.state_dict()) == set(build(classifier()).state_dict())
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter)
+    assert not expected.teacher.training
+    stopped, _ = run(tmp_path / 'stopped', 2, [StopDistillHook(1)])
+    assert [set(step) for step in stopped] == 2 * [{'loss', 'loss_nkd'}] + 2 * [{'loss'}]
+
+
+def test_reidentifiers_learn_from_reidentifiers(tmp_path):
+    model = build(reidentifier())
+    steps = watch(model)
+    hooks = [NKDHook(build(reidentifier(), seed=3)), USKDHook()]
+    train(model, tmp_path, hooks, epochs=1)
+    expected = {'loss_id', 'loss_metric', 'accuracy', 'loss_nkd', 'loss_uskd'}
+    assert [set(step) for step in steps] == [expected] * 2
+
+
+def test_kd_takes_its_share_of_the_head_loss(tmp_path, teacher_file):
+    losses = []
+    for hooks in ([], [{**nkd(teacher_file), 'type': 'KDHook', 'alpha': 0.9}]):
+        model = build(classifier())
+        steps = watch(model)
+        train(model, tmp_path / str(len(hooks)), hooks, epochs=1)
+        losses.append(steps[0]['loss'])
+    assert losses[1] == pytest.approx(0.1 * losses[0], rel=1e-6)
+
+
+def test_stop_leaves_the_models_own_losses(tmp_path, teacher_file):
+    model = build(classifier())
+    steps = watch(model)
+    hooks = [nkd(teacher_file), dict(type='USKDHook'), dict(type='StopDistillHook', stop_epoch=1)]
+    train(model, tmp_path, hooks, epochs=2)
+    assert [set(step) for step in steps[:2]] == 2 * [{'loss', 'loss_nkd', 'loss_uskd'}]
+    assert [set(step) for step in steps[2:]] == 2 * [{'loss', 'loss_stopped'}]
+    assert all(step['loss_stopped'] == 0 for step in steps[2:])
+
+
+def test_parameters_train_like_the_classifier(tmp_path):
+    class Inspect(USKDHook):
+        def before_train(self, runner):
+            super().before_train(runner)
+            groups = runner.optim_wrapper.param_groups
+            names = {id(p): n for n, p in runner.model.named_parameters()}
+            self.groups = [{names.get(id(p)) for p in group['params']} for group in groups]
+
+    hook = Inspect()
+    train(build(classifier()), tmp_path, [hook], epochs=1)
+    for name in ('weight', 'bias'):
+        (group,) = (g for g in hook.groups if f'head.fc.{name}' in g)
+        assert f'loss_uskd.loss_uskd.fc.{name}' in group
+
+
+def test_weak_classifier_starts_as_pytorch_makes_it(tmp_path):
+    class Inspect(USKDHook):
+        def before_train(self, runner):
+            super().before_train(runner)
+            self.weight = self.attached.module['loss_uskd'].fc.weight.detach().clone()
+
+    hook = Inspect()
+    init = [dict(type='Constant', layer='Linear', val=0.5)]
+    train({**classifier(), 'init_cfg': init}, tmp_path, [hook], epochs=1)
+    assert hook.weight.abs().max() <= 24**-0.5
+    assert hook.weight.std() > 0.05
+
+
+@pytest.mark.parametrize('counts', [1, 4])
+def test_gradient_accumulation_and_averaging(tmp_path, teacher_file, counts):
+    class Inspect(USKDHook):
+        def after_train_iter(self, runner, *args, **kwargs):
+            self.weight = self.attached.module['loss_uskd'].fc.weight.detach().clone()
+
+    hook = Inspect()
+    model = build(classifier())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    runner = train(
+        model,
+        tmp_path,
+        [nkd(teacher_file), hook, dict(type='EMAHook')],
+        epochs=2,
+        optim_wrapper=dict(accumulative_counts=counts),
+    )
+    for name, parameter in runner.model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+    checkpoint = load_checkpoint_file(tmp_path / 'epoch_2.pth')
+    averaged = {k.removeprefix('module.') for k in checkpoint['ema_state_dict']}
+    assert averaged == set(before) | {'steps'}
+    assert set(checkpoint['state_dict']) == set(before)
+    assert torch.equal(checkpoint['loss_uskd']['loss_uskd.fc.weight'], hook.weight)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(tmp_path, teacher_file, dtype):
+    """Losses under mixed precision are near those in full precision, and in float32."""
+    values = []
+    for enabled in (False, True):
+        model = build(classifier())
+        steps = []
+        hooks = [
+            NKDHook(cnn(6), teacher_file),
+            dict(type='USKDHook'),
+        ]
+        runner = make_runner(model, tmp_path / f'{dtype}{enabled}', hooks, epochs=1)
+        step = model.train_step
+
+        def autocast_step(*args, step=step, enabled=enabled, **kwargs):
+            with torch.autocast('cpu', dtype, enabled=enabled):
+                return step(*args, **kwargs)
+
+        model.train_step = autocast_step
+        parse = model.parse_losses
+
+        def parse_and_keep(out, parse=parse, steps=steps):
+            steps.append(out)
+            return parse(out)
+
+        model.parse_losses = parse_and_keep
+        runner.train()
+        values.append(steps[0])
+    for name in ('loss_nkd', 'loss_uskd'):
+        assert values[1][name].dtype == torch.float32
+        torch.testing.assert_close(values[1][name], values[0][name], rtol=2e-2, atol=1e-2)
+
+
+def test_failed_step_leaves_no_tap_behind(tmp_path, teacher_file):
+    model = build(classifier())
+    calls = []
+
+    def fail(module, args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError('out of luck')
+
+    model.head.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match='out of luck'):
+        train(model, tmp_path, [nkd(teacher_file)], epochs=1)
+    assert not model.head.fc._forward_hooks
+
+
+MISTAKES = {
+    'no checkpoint': (lambda f: NKDHook(cnn(6)), ValueError, 'set teacher_checkpoint'),
+    'other classes': (
+        lambda f: NKDHook(build(cnn_with(7))),
+        ValueError,
+        r'\(6, 6\) from the student and \(6, 7\) from the teacher',
+    ),
+    'no such tap': (
+        lambda f: nkd(f, taps=dict(student_logits='head.fcc')),
+        ValueError,
+        r"no module 'head.fcc': near are head.fc",
+    ),
+    'useless tap': (
+        lambda f: nkd(f, taps=dict(student_mid='backbone.layers.0')),
+        ValueError,
+        'No loss takes the tap',
+    ),
+    'other weights': (
+        lambda f: {**nkd(f), 'teacher': cnn(8)},
+        CheckpointError,
+        'does not fit ImageClassifier',
+    ),
+    'no such file': (
+        lambda f: {**nkd(f), 'teacher_checkpoint': 'nowhere.pth'},
+        FileNotFoundError,
+        'nowhere.pth does not exist',
+    ),
+    'name of a loss': (
+        lambda f: DistillationHook(dict(kd=dict(type='KDLoss')), build(cnn(6))),
+        ValueError,
+        "must contain 'loss'",
+    ),
+    'no teacher': (
+        lambda f: DistillationHook(dict(loss_kd=dict(type='KDLoss'))),
+        ValueError,
+        'there is no teacher',
+    ),
+    'no distillation loss': (
+        lambda f: DistillationHook(dict(loss_x=dict(type='mmpretrain.CrossEntropyLoss'))),
+        ValueError,
+        'CrossEntropyLoss is no distillation loss',
+    ),
+    'width': (
+        lambda f: USKDHook(in_channels=9),
+        ValueError,
+        r'set in_channels=24',
+    ),
+    'nothing to stop': (lambda f: StopDistillHook(1), ValueError, 'nothing is distilled'),
+}
+
+
+def cnn_with(num_classes: int) -> dict:
+    config = cnn(6)
+    config['head']['num_classes'] = num_classes
+    return config
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistakes_get_one_clear_message(tmp_path, teacher_file, name):
+    make, error, message = MISTAKES[name]
+    with pytest.raises(error, match=message):
+        train(build(classifier()), tmp_path, [make(teacher_file)], epochs=1)
+
+
+def test_width_of_a_cnn_must_be_said(tmp_path):
+    with pytest.raises(ValueError, match='Set in_channels in USKDHook'):
+        train(build(cnn()), tmp_path, [USKDHook()], epochs=1)
+
+
+def test_testing_needs_no_teacher(tmp_path):
+    """The config of a training with a teacher that is not here any more still evaluates."""
+    model = build(classifier())
+    hook = NKDHook(cnn(6), 'gone.pth')
+    runner = make_runner(model, tmp_path, [hook])
+    assert isinstance(runner, Runner)
+    hook.before_run(runner)
+    assert not model._forward_hooks
