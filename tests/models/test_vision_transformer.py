@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from vitdown.converters import convert_state_dict, export_state_dict
 from vitdown.engine.complexity import get_flops
-from vitdown.models.backbones import VisionTransformer
+from vitdown.models.backbones import HybridVisionTransformer, VisionTransformer
 from vitdown.models.layers import MultiheadAttention, infer_grid, resize_pos_embed
 
 TINY = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=48)
@@ -220,3 +221,31 @@ def test_grid_that_cannot_be_told_is_an_error():
 def test_unknown_arch_is_refused():
     with pytest.raises(ValueError, match="Unknown arch 'deit-huge'"):
         VisionTransformer('deit-huge')
+
+
+def test_vit_on_a_resnet_is_that_of_timm():
+    import timm
+
+    torch.manual_seed(0)
+    options = dict(embed_dim=24, depth=2, num_heads=3, img_size=64, num_classes=5)
+    reference = timm.create_model('vit_base_r50_s16_224', **options).eval()
+    arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=96)
+    model = HybridVisionTransformer(arch, img_size=64).eval()
+    weights = reference.state_dict()
+    converted = convert_state_dict(weights, 'timm-hybrid')
+    own = {k.removeprefix('backbone.'): v for k, v in converted.items() if 'backbone.' in k}
+    model.init_weights()
+    model.load_state_dict(own)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = reference.forward_features(images)
+        torch.testing.assert_close(model.forward_tokens(images).normed_tokens, expected)
+    assert model.forward_tokens(torch.rand(2, 3, 64, 48)).patch_resolution == (4, 3)
+    back = export_state_dict(converted, 'timm-hybrid')
+    assert back.keys() == {key for key in weights if not key.startswith('head.')}
+
+
+@pytest.mark.parametrize('wrong', [dict(patch_size=8), dict(stride=12), dict(depths=(3, 4))])
+def test_patches_of_a_resnet_are_fixed(wrong):
+    with pytest.raises(ValueError, match='patches of 16 pixels from three stages'):
+        HybridVisionTransformer(**wrong)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from .cifar_resnet import convert_cifar_resnet, export_cifar_resnet
 from .cls_kd import convert_cls_kd, export_cls_kd
+from .nvit import convert_nvit, export_nvit
 from .ofq import convert_ofq, export_ofq
 from .smmix import (
     convert_cait,
@@ -14,17 +15,18 @@ from .smmix import (
     export_smmix,
 )
 from .stvit import convert_stvit, export_stvit
-from .nvit import convert_nvit, export_nvit
 from .timm import (
     convert_deit,
     convert_deit_distilled,
     convert_lv_vit,
     convert_t2t,
     convert_timm,
+    convert_timm_hybrid,
     export_deit_distilled,
     export_lv_vit,
     export_t2t,
     export_timm,
+    export_timm_hybrid,
 )
 from .transreid import convert_transreid, export_transreid
 
@@ -38,6 +40,7 @@ CONVERTERS: dict[str, Converter] = {
     'pvt': convert_pvt,
     'smmix': convert_smmix,
     'timm': convert_timm,
+    'timm-hybrid': convert_timm_hybrid,
     'deit': convert_deit,
     'deit-distilled': convert_deit_distilled,
     'mctf': convert_timm,
@@ -55,6 +58,7 @@ EXPORTERS: dict[str, Converter] = {
     'pvt': export_pvt,
     'smmix': export_smmix,
     'timm': export_timm,
+    'timm-hybrid': export_timm_hybrid,
     'deit': export_timm,
     'deit-distilled': export_deit_distilled,
     'mctf': export_timm,

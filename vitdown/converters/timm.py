@@ -55,6 +55,25 @@ LV_VIT_PAIRS: list[NamePair] = [
     ('aux_head.{p}', 'head.aux_head.{p}'),
     *PAIRS,
 ]
+HYBRID_PAIRS: list[NamePair] = [
+    *with_prefix(
+        [
+            (name, name)
+            for name in (
+                'stem.conv.{p}',
+                'stem.norm.{p}',
+                'stages.{i}.blocks.{j}.downsample.conv.{p}',
+                'stages.{i}.blocks.{j}.downsample.norm.{p}',
+                'stages.{i}.blocks.{j}.{p}.weight',
+                'stages.{i}.blocks.{j}.{p}.bias',
+            )
+        ],
+        'patch_embed.backbone.',
+        'backbone.patch_embed.projection.resnet.',
+    ),
+    ('patch_embed.proj.{p}', 'backbone.patch_embed.projection.proj.{p}'),
+    *PAIRS,
+]
 
 
 def convert_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,6 +108,17 @@ def convert_t2t(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def convert_lv_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """LV-ViT (TokenLabeling), for ``LVViT`` and ``TokenLabelHead``."""
     return rename(state_dict, LV_VIT_PAIRS, 'LV-ViT')
+
+
+def convert_timm_hybrid(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's ViT behind a ResNet (``vit_base_r50_s16_*``), for ``HybridVisionTransformer``."""
+    return rename(state_dict, HYBRID_PAIRS, 'timm hybrid')
+
+
+def export_timm_hybrid(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_timm_hybrid`; without a head."""
+    kept = {k: v for k, v in state_dict.items() if not k.startswith('head.')}
+    return rename(kept, HYBRID_PAIRS, 'timm hybrid', reverse=True)
 
 
 def export_deit_distilled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

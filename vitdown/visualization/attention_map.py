@@ -76,11 +76,19 @@ def attention_maps(
     scores = attention_rollout_cls(feats.attentions)[:, 1:]
     selected = select_top_r(scores, ratio).cpu().numpy()
     grids = scores.unflatten(1, feats.patch_resolution).cpu().numpy()
-    projection = backbone.patch_embed.projection
-    return [
-        AttentionMap(grid, indices, projection.kernel_size, projection.stride)
-        for grid, indices in zip(grids, selected)
-    ]
+    patches = _patch_geometry(backbone, inputs.shape[2:], feats.patch_resolution)
+    return [AttentionMap(grid, indices, *patches) for grid, indices in zip(grids, selected)]
+
+
+def _patch_geometry(
+    backbone: nn.Module, image: Sequence[int], grid: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size of the patches and steps between them; where no convolution cuts them, even tiles."""
+    projection = getattr(backbone.patch_embed, 'projection', None)
+    if isinstance(projection, nn.Conv2d):
+        return projection.kernel_size, projection.stride
+    tile = (image[0] // grid[0], image[1] // grid[1])
+    return tile, tile
 
 
 def draw_rollout(image: np.ndarray, attention: AttentionMap, opacity: float = 0.5) -> np.ndarray:

@@ -2,6 +2,7 @@ from .cait import CaiT
 from .cifar_resnet import CIFARResNet
 from .deit3 import DeiT3
 from .distilled_vision_transformer import DistilledVisionTransformer
+from .hybrid_vision_transformer import HybridVisionTransformer
 from .lv_vit import LVViT
 from .mobilenet_v1 import MobileNetV1
 from .nvit import NViT, revit_arch
@@ -17,6 +18,7 @@ __all__ = [
     'CaiT',
     'DeiT3',
     'DistilledVisionTransformer',
+    'HybridVisionTransformer',
     'LVViT',
     'MobileNetV1',
     'NViT',

@@ -242,7 +242,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif name == 'patch_embed.projection':
+            elif name == 'patch_embed.projection' and isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
         if self.cls_token is not None:
