@@ -10,12 +10,13 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.utils import to_2tuple
 
 from vitdown.engine.launch import load_config
-from vitdown.registry import HOOKS, MODELS, TRANSFORMS
+from vitdown.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS
 
 ROOT = Path(__file__).resolve().parents[1] / 'configs'
 FOLDERS = sorted(p.name for p in ROOT.iterdir() if p.name != '_base_')
 # The config that the options of a folder's README change
 OPTIONS_BASE = {
+    'mctf': 'mctf-r16_deit-small_8xb128-30e_in1k-224.py',
     'reid': '*vit-base_1xb64-120e_market1501-256x128.py',
     'unlearnable': 'resnet-mini_1xb128-6e_cifar10-protected-32x32.py',
 }
@@ -36,7 +37,7 @@ def test_classifier_config_builds(path):
     """The parts of every classifier fit each other and the size of its training images."""
     cfg = load_config(str(path))
     (size,) = (
-        step['crop_size']
+        step['scale'] if 'RandomResizedCrop' in step['type'] else step['crop_size']
         for step in cfg.train_dataloader.dataset.pipeline
         if 'Crop' in step['type']
     )
@@ -169,6 +170,34 @@ def test_recipe_of_transreid(path):
     assert cfg.model.head.loss_metric.margin is None
     assert cfg.model.backbone.drop_path_rate == 0.1
     assert list(cfg.model.data_preprocessor.mean) == [127.5] * 3
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'small', 'base'])
+def test_recipe_of_mctf(arch):
+    """Fine-tuning with token fusion as its paper and released command have it, as built."""
+    cfg = load_config(str(ROOT / f'mctf/mctf-r16_deit-{arch}_8xb128-30e_in1k-224.py'))
+    model = build_model(cfg)
+    assert model.backbone.token_fusion.schedule(197)[-1] == 21
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    assert type(optimizer) is torch.optim.AdamW
+    for group in optimizer.param_groups:
+        assert (group['lr'], group['betas']) == (3e-5, (0.9, 0.999))
+        for parameter in group['params']:
+            decays = parameter.ndim > 1 and parameter.shape[:2] != (1, 1)
+            decays &= parameter is not model.backbone.pos_embed
+            assert group['weight_decay'] == (0.05 if decays else 0.0)
+    scheduler = PARAM_SCHEDULERS.build({**cfg.param_scheduler, 'optimizer': optimizer})
+    rates = []
+    for _ in range(30):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == 3e-5
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(1e-6)
+    assert rates[15] == pytest.approx((3e-5 + 1e-6) / 2)
+    (hook,) = (HOOKS.build(hook) for hook in cfg.custom_hooks)
+    assert (hook.r_max, hook.teacher_loss_weight) == (8, 1.0)
+    assert (hook.consistency.loss_weight, hook.consistency.conf_thr) == (3.0, 0.4)
 
 
 def test_documents_link_to_what_exists():
