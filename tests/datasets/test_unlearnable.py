@@ -1,0 +1,236 @@
+"""Class-wise keyed filters: the numbers, the images and the key."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import correlate2d
+
+from vitdown.datasets.unlearnable import (
+    Key,
+    KeyUnavailableError,
+    class_filters,
+    convolve_batch,
+    convolve_image,
+    correlate,
+    poison_draws,
+    poison_mask,
+    read_key,
+)
+
+SECRET = 'a long secret of many words'
+
+
+def definition(image, filt, grayscale=False):
+    """The method's definition in float64, before truncation; (H, W, C)."""
+    filtered = np.stack([correlate2d(c, filt, mode='same') for c in image.transpose(2, 0, 1)], -1)
+    if grayscale:
+        filtered = np.repeat(filtered.mean(2, keepdims=True), image.shape[2], 2)
+    return filtered / filtered.max() * 255
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_filters_of_more_classes_start_with_those_of_fewer():
+    assert np.array_equal(class_filters(3, 12)[:5], class_filters(3, 5))
+
+
+def test_blur_scales_all_cells_but_one():
+    weak, strong = class_filters(0, 20, 5, 0.1), class_filters(0, 20, 5, 0.4)
+    ones = weak == 1
+    assert np.array_equal(ones, strong == 1)
+    assert (ones.sum(axis=(1, 2)) == 1).all()
+    np.testing.assert_allclose(strong[~ones], 4 * weak[~ones], rtol=1e-14)
+    assert len({tuple(cell) for cell in np.argwhere(ones)[:, 1:]}) > 5
+
+
+def test_filters_without_a_center_and_with_any_blur():
+    filters = class_filters(0, 50, 3, None, center=None)
+    assert 0.9 < filters.max() < 1
+    assert np.array_equal(filters[0], class_filters(0, 1, 3, 1.0, center=None)[0])
+
+
+def test_one_filter_for_all_classes():
+    filters = class_filters(7, 4, same_filter=True)
+    assert np.array_equal(filters, np.repeat(class_filters(7, 1), 4, axis=0))
+
+
+def test_global_generators_are_left_alone():
+    np.random.seed(0)
+    torch.manual_seed(0)
+    expected = np.random.rand(), torch.rand(1)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    class_filters(1, 10)
+    poison_mask(1, 10, 3, 5, 0.5)
+    assert (np.random.rand(), torch.rand(1)) == expected
+
+
+def test_mask_does_not_depend_on_the_number_of_images():
+    draws = poison_draws(5, 10, 3, 1000)
+    assert np.array_equal(poison_draws(5, 10, 3, 100), draws[:100])
+    mask = poison_mask(5, 10, 3, 1000, 0.3)
+    assert 250 < mask.sum() < 350
+    assert poison_mask(5, 10, 3, 50, 1.0).all()
+    assert not poison_mask(5, 10, 3, 50, 0.0).any()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(num_classes=0), 'num_classes must be at least 1, got 0'),
+        (dict(num_classes=2, kernel_size=4), 'kernel_size must be odd and positive, got 4'),
+        (dict(num_classes=2, blur_parameter=-1), 'blur_parameter must not be negative, got -1'),
+    ],
+)
+def test_wrong_settings_of_filters(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        class_filters(0, **arguments)
+
+
+def test_wrong_fraction():
+    with pytest.raises(ValueError, match=r'must be 0 to 1, got 1\.5'):
+        poison_mask(0, 2, 3, 4, 1.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    channels=st.integers(1, 4),
+    kernel_size=st.sampled_from([1, 3, 5, 9]),
+    grayscale=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_size_and_kernel_follow_the_definition(
+    height, width, channels, kernel_size, grayscale, seed
+):
+    image = noise(height, width, channels, seed=seed)
+    image[0, 0] = 200
+    (filt,) = class_filters(seed, 1, kernel_size, 0.3)
+    expected = definition(image, filt, grayscale)
+    exact = convolve_image(image, filt, grayscale)
+    assert exact.shape == image.shape
+    assert exact.max() == 255
+    # Floor of the definition, up to the rounding of the filter
+    assert ((exact <= expected + 1e-4) & (exact > expected - 1 - 1e-4)).all()
+    batch = convolve_batch(
+        torch.from_numpy(image).permute(2, 0, 1)[None],
+        torch.from_numpy(filt)[None],
+        torch.tensor([0]),
+        grayscale,
+    )[0]
+    assert np.abs(batch.permute(1, 2, 0).numpy().astype(int) - exact).max() <= 1
+
+
+def test_result_does_not_depend_on_the_order_of_summation():
+    """Sums are exact, so a flipped image gives the flipped result, bit by bit."""
+    image, (filt,) = noise(40, 50, 3), class_filters(2, 1, 9, 0.06)
+    turned = correlate(image[::-1, ::-1].copy(), filt[::-1, ::-1].copy())
+    assert np.array_equal(turned[::-1, ::-1], correlate(image, filt))
+
+
+def test_delta_filter_stretches_the_image():
+    image = noise(16, 16, 3) // 2
+    delta = np.zeros((3, 3))
+    delta[1, 1] = 1
+    assert np.array_equal(convolve_image(image, delta), image.astype(int) * 255 // image.max())
+    assert np.array_equal(convolve_image(image[..., 0], delta)[..., None],
+                          convolve_image(image[..., :1], delta))  # fmt: skip
+
+
+def test_black_images_stay_black():
+    black = np.zeros((4, 5, 3), np.uint8)
+    filters = class_filters(0, 1)
+    assert not convolve_image(black, filters[0]).any()
+    batch = torch.stack([torch.zeros(3, 4, 5), torch.ones(3, 4, 5)])
+    out = convolve_batch(batch, torch.from_numpy(filters), torch.tensor([0, 0]))
+    assert not out[0].any()
+    assert out[1].max() == 1
+
+
+def test_batches_larger_than_a_chunk():
+    images = torch.from_numpy(noise(40, 3, 96, 96))
+    labels = torch.arange(40) % 4
+    filters = torch.from_numpy(class_filters(1, 4, 5, 0.2))
+    whole = convolve_batch(images, filters, labels)
+    for index in (0, 17, 39):
+        part = slice(index, index + 1)
+        assert torch.equal(whole[part], convolve_batch(images[part], filters, labels[part]))
+    assert convolve_batch(images[:0], filters, labels[:0]).shape == (0, 3, 96, 96)
+    ours = convolve_batch(images.float() / 255, filters, labels)
+    assert torch.allclose(ours * 255, whole + 0.5, atol=0.51)
+
+
+def test_wrong_batches():
+    images, filters = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(4, 3, 3)
+    labels = torch.tensor([0, 4])
+    with pytest.raises(ValueError, match='labels must be 0 to 3, one for each filter, got 0 to 4'):
+        convolve_batch(images, filters, labels)
+    with pytest.raises(ValueError, match='2 images need as many labels'):
+        convolve_batch(images, filters, labels[:1])
+    with pytest.raises(ValueError, match=r'filters must be \(K, k, k\) with odd k'):
+        convolve_batch(images, torch.ones(4, 2, 2), labels)
+    with pytest.raises(ValueError, match=r'images must be \(N, C, H, W\), uint8'):
+        convolve_batch(images.int(), filters, labels)
+    with pytest.raises(ValueError, match='uint8, got float32'):
+        convolve_image(np.zeros((4, 4, 3), np.float32), np.ones((3, 3)))
+    with pytest.raises(ValueError, match='odd k'):
+        convolve_image(np.zeros((4, 4, 3), np.uint8), np.ones((2, 2)))
+
+
+def test_key_is_a_seed_or_a_hashed_secret():
+    assert Key('seed:42\n').seed == 42
+    assert Key('seed:42').is_guessable
+    secret = Key(f' {SECRET}\n')
+    assert not secret.is_guessable
+    assert len(secret.seed) == 8
+    assert secret.seed == Key(SECRET).seed != Key(SECRET + '!').seed
+    assert class_filters(secret.seed, 2).shape == (2, 3, 3)
+
+
+def test_key_does_not_show_itself():
+    key = Key(SECRET)
+    for text in (repr(key), str(key), f'{key}', f'{[key]}'):
+        assert SECRET not in text
+        assert str(key.seed[0]) not in text
+    assert key.fingerprint(b'1') == Key(SECRET).fingerprint(b'1') != key.fingerprint(b'2')
+    assert pickle.loads(pickle.dumps(key)).seed == key.seed
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'too short: 0 characters'),
+        ('hunter2', 'too short: 7 characters, at least 16'),
+        ('seed:', "after 'seed:' there must be an integer"),
+        ('seed:4294967296', 'an integer from 0 to'),
+        ('seed:-1 and some more text', 'an integer from 0 to'),
+    ],
+)
+def test_unusable_keys(text, message):
+    with pytest.raises(KeyUnavailableError, match=message) as error:
+        Key(text)
+    assert text in ('', 'seed:') or text not in str(error.value)
+
+
+def test_reading_keys(tmp_path, monkeypatch):
+    monkeypatch.delenv('VITDOWN_UNLEARNABLE_KEY', raising=False)
+    with pytest.raises(KeyUnavailableError, match='VITDOWN_UNLEARNABLE_KEY is not set'):
+        read_key()
+    with pytest.raises(KeyUnavailableError, match='OTHER is not set'):
+        read_key(key_variable='OTHER')
+    with pytest.raises(KeyUnavailableError, match='Cannot read the key file .*nowhere'):
+        read_key(tmp_path / 'nowhere')
+    with pytest.raises(KeyUnavailableError, match='not both'):
+        read_key(tmp_path / 'nowhere', 'OTHER')
+    (tmp_path / 'key').write_text(SECRET + '\n')
+    monkeypatch.setenv('VITDOWN_UNLEARNABLE_KEY', SECRET)
+    monkeypatch.setenv('OTHER', 'seed:1')
+    assert read_key().seed == read_key(tmp_path / 'key').seed == Key(SECRET).seed
+    assert read_key(key_variable='OTHER').seed == 1

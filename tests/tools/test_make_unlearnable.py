@@ -1,0 +1,290 @@
+"""tools/dataset_converters/make_unlearnable.py as a user runs it, and the secrecy of the key."""
+
+import csv
+import hashlib
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, run_tool
+from vitdown.datasets import CSVReIDDataset
+from vitdown.datasets.unlearnable import Key, class_filters, convolve_image, poison_mask
+from vitdown.datasets.unlearnable.protect import Settings, protect
+from vitdown.datasets.unlearnable.sources import class_folder_images
+
+TOOL = 'tools/dataset_converters/make_unlearnable.py'
+SECRET = 'correct-horse-battery-staple-7261'
+
+
+@pytest.fixture
+def key_file(tmp_path) -> Path:
+    path = tmp_path / 'secret.key'
+    path.write_text(SECRET + '\n')
+    return path
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Call the tool in this process; gives its exit status and what it printed."""
+    monkeypatch.delenv('VITDOWN_UNLEARNABLE_KEY', raising=False)
+
+    def call(*args) -> tuple[int, str]:
+        monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / TOOL), run_name='__main__')
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return call
+
+
+def write_photos(root: Path, number: int = 4, size: int = 24) -> Path:
+    """Two classes of noise, in formats of all kinds, with a file that is no image."""
+    rng = np.random.default_rng(0)
+    for name in ('cats', 'dogs/young'):
+        (root / name).mkdir(parents=True)
+        for index in range(number):
+            pixels = rng.integers(0, 256, (size, size + index, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f'{index:03d}.png')
+    Image.fromarray(pixels[..., 0]).save(root / 'cats/grey.bmp')
+    Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(root / 'dogs/alpha.png')
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(root / 'dogs/black.webp', lossless=True)
+    (root / 'cats/Thumbs.db').write_bytes(b'x')
+    (root / 'notes.txt').write_text('x')
+    return root
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    return write_photos(tmp_path / 'photos')
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob('*')
+        if path.is_file()
+    }
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert('RGB'))
+
+
+def assert_no_secret(*roots: Path, text: str = '') -> None:
+    """Neither the key nor its seed nor a filter is in any file or in the text."""
+    seed = Key(SECRET).seed
+    cell = class_filters(seed, 1, 9, 0.06)[0].min()
+    needles = [SECRET.encode(), str(seed[0]).encode(), np.float64(cell).tobytes(),
+               np.float32(cell).tobytes(), repr(float(cell)).encode()]  # fmt: skip
+    contents = [path.read_bytes() for root in roots for path in root.rglob('*') if path.is_file()]
+    assert contents or not roots
+    for content in (*contents, text.encode()):
+        assert not any(needle in content for needle in needles)
+
+
+def test_protects_and_verifies_a_folder(tool, photos, tmp_path, key_file):
+    before = digests(photos)
+    output = tmp_path / 'protected'
+    command = (photos, output, '--key-file', key_file)
+    status, text = tool(*command, '--kernel-size', 3, '--blur', 0.3)
+    assert status == 0
+    assert '11 images of 2 classes' in text
+    assert '2 files left out, not images of a class: notes.txt, cats/Thumbs.db' in text
+    assert digests(photos) == before
+
+    filters = class_filters(Key(SECRET).seed, 2, 3, 0.3)
+    manifest = json.loads((output / 'conv_unlearnable.json').read_text())
+    assert manifest['complete']
+    assert len(manifest['files']) == 11
+    found = digests(output)
+    for entry in manifest['files']:
+        assert entry['label'] == entry['source'].startswith('dogs')
+        assert found[entry['file']] == entry['sha256']
+        expected = convolve_image(pixels(photos / entry['source']), filters[entry['label']])
+        assert np.array_equal(pixels(output / entry['file']), expected)
+    assert 'dogs/young/003.png' in found
+    assert 'dogs/black.png' in found
+    assert_no_secret(output, text=text)
+
+    assert '11 images match' in tool(*command, '--verify')[1]
+    assert digests(output) == found
+
+    Image.fromarray(pixels(output / 'cats/000.png') // 2).save(output / 'cats/000.png')
+    (output / 'dogs/young/001.png').unlink()
+    status, text = tool(*command, '--verify')
+    assert status == 2
+    assert '9 images match' in text
+    assert '1 images differ: cats/000.png' in text
+    assert '1 images are missing: dogs/young/001.png' in text
+
+
+def test_goes_on_after_a_kill(tool, tmp_path, key_file):
+    photos = write_photos(tmp_path / 'photos', 20, 100)
+    # Large filters, so that there is time for the kill
+    options = ('--key-file', key_file, '--kernel-size', 51, '--workers', 1)
+    command = [sys.executable, TOOL, photos, tmp_path / 'killed', *options]
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+    )  # fmt: skip
+    cats = tmp_path / 'killed/cats'
+    while process.poll() is None and not (cats / '002.png').exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(digests(tmp_path / 'killed')) < 44
+    times = {path: path.stat().st_mtime_ns for path in cats.glob('0*.png')}
+    assert not json.loads((tmp_path / 'killed/conv_unlearnable.json').read_text())['complete']
+    (cats / '.015.png.abc.tmp').write_bytes(b'half an image')
+
+    for name in ('killed', 'whole'):
+        assert tool(photos, tmp_path / name, *options)[0] == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    assert not list((tmp_path / 'killed').rglob('*.tmp'))
+    killed, whole = digests(tmp_path / 'killed'), digests(tmp_path / 'whole')
+    assert len(whole) == 45
+    # Salts differ.
+    assert killed.pop('conv_unlearnable.json') != whole.pop('conv_unlearnable.json')
+    assert killed == whole
+
+
+def test_protects_a_reid_set(tool, market_root, tmp_path, key_file):
+    output = tmp_path / 'protected'
+    tool(market_root, output, '--dataset', 'Market1501', '--key-file', key_file, '--fraction', 0.5)
+    protected = CSVReIDDataset('train.csv', 'train', str(output))
+    assert len(protected) == 24
+    filters = class_filters(Key(SECRET).seed, 6, 9, 0.06)
+    chosen = poison_mask(Key(SECRET).seed, 6, 9, 24, 0.5)
+    assert 0 < chosen.sum() < 24
+    with open(output / 'train.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    for index, row in enumerate(rows):
+        source = market_root / Path(row['image']).with_suffix('.jpg')
+        assert row['identity'] == str(int(source.name[:4]))
+        assert row['camera'] == str(int(source.name[6]) - 1)
+        expected = pixels(source)
+        if chosen[index]:
+            expected = convolve_image(expected, filters[int(row['identity']) - 1])
+        assert np.array_equal(pixels(output / row['image']), expected)
+    assert not (output / 'query').exists()
+
+
+def test_jpeg_comes_with_a_warning(tool, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv('SOME_KEY', 'seed:3')
+    command = (photos, tmp_path / 'out', '--key-variable', 'SOME_KEY')
+    _, text = tool(*command, '--format', 'jpeg')
+    assert 'warning: jpeg changes pixels after filtering' in text
+    assert 'warning: the key is a 32-bit seed' in text
+    assert (tmp_path / 'out/cats/grey.jpg').exists()
+    assert '11 images match' in tool(*command, '--verify')[1]
+
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory) -> dict[str, Path]:
+    """Folders and keys that the tool takes or refuses, and one finished output."""
+    root = tmp_path_factory.mktemp('places')
+    photos = write_photos(root / 'photos')
+    (root / 'full').mkdir()
+    (root / 'full/mine.txt').write_text('x')
+    (root / 'empty/nothing').mkdir(parents=True)
+    for name, text in (('good', SECRET), ('other', SECRET[::-1]), ('short', 'hunter2')):
+        (root / f'{name}.key').write_text(text)
+    shutil.copytree(photos, root / 'grown')
+    (root / 'grown/birds').mkdir()
+    shutil.copy(photos / 'cats/000.png', root / 'grown/birds')
+    shutil.copytree(photos, root / 'twins')
+    shutil.copy(photos / 'cats/grey.bmp', root / 'twins/cats/000.bmp')
+    images, _ = class_folder_images(photos)
+    protect(images, root / 'done', Key(SECRET), Settings(), progress=False)
+    return root
+
+
+@pytest.mark.parametrize(
+    ('source', 'output', 'options', 'message'),
+    [
+        ('photos', 'x', '', 'environment variable VITDOWN_UNLEARNABLE_KEY is not set'),
+        ('photos', 'x', '--key-file short.key', 'too short: 7 characters'),
+        ('photos', 'x', '--key-file no.key', 'Cannot read the key file'),
+        ('photos', 'photos/x', '--key-file good.key', 'lie in one another'),
+        ('photos', '.', '--key-file good.key', 'lie in one another'),
+        ('photos', 'full', '--key-file full/mine.txt', 'which is to be published'),
+        ('no', 'x', '--key-file good.key', 'does not exist'),
+        ('photos/notes.txt', 'x', '--key-file good.key', 'is no folder'),
+        ('photos', 'full', '--key-file good.key', 'is not empty and holds no conv_unlearnable'),
+        ('photos', 'full', '--key-file good.key --verify', 'it is no output of this tool'),
+        ('photos', 'full/mine.txt', '--key-file good.key', 'is a file; name a folder'),
+        ('photos', 'done', '--key-file other.key', 'made with another key'),
+        ('photos', 'done', '--key-file good.key --blur 0.1', 'blur_parameter 0.06 instead of 0.1'),
+        ('grown', 'done', '--key-file good.key', '11 images of 2 classes then, 12 of 3 now'),
+        ('twins', 'x', '--key-file good.key', 'would become the same file'),
+        ('photos', 'x', '--key-file good.key --kernel-size 4', 'size must be odd, got 4'),
+        ('photos', 'x', '--key-file good.key --fraction 2', 'must be 0 to 1, got 2.0'),
+        ('empty', 'x', '--key-file good.key', 'has no images'),
+        ('photos/dogs/young', 'x', '--key-file good.key', 'has no class folders'),
+        ('photos', 'x', '--key-file good.key --dataset Zoo', "no dataset type 'Zoo'"),
+    ],
+)
+def test_refuses_what_it_can_not_do(tool, places, monkeypatch, source, output, options, message):
+    monkeypatch.chdir(places)
+    before = digests(places)
+    status, text = tool(source, output, *options.split())
+    assert status == 2
+    error = text.strip().splitlines()[-1]
+    assert error.startswith('error: ')
+    assert message in error
+    assert 'hunter2' not in text
+    assert digests(places) == before
+
+
+def test_images_that_can_not_be_decoded(tool, photos, tmp_path, key_file):
+    whole = (photos / 'cats/001.png').read_bytes()
+    (photos / 'cats/001.png').write_bytes(whole[:100])
+    command = (photos, tmp_path / 'out', '--key-file', key_file)
+    status, text = tool(*command)
+    assert status == 2
+    assert '1 of 11 images cannot be decoded: cats/001.png. The others are written' in text
+    (photos / 'cats/001.png').write_bytes(whole)
+    assert tool(*command)[0] == 0
+    assert '11 images match' in tool(*command, '--verify')[1]
+
+
+def test_key_is_in_no_output_of_a_training(tiny_config, tmp_path, key_file):
+    """Config dumps, logs, checkpoints and what the tool prints know nothing of the key."""
+    config = tmp_path / 'protected.py'
+    config.write_text(
+        f"_base_ = '{tiny_config}'\n"
+        'train_pipeline = [\n'
+        "    dict(type='LoadReIDImage'),\n"
+        "    dict(type='ConvUnlearnable', num_classes=6, kernel_size=9, blur_parameter=0.06),\n"
+        "    dict(type='Resize', scale=(16, 32)),\n"
+        "    dict(type='PackReIDInputs'),\n"
+        ']\n'
+        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+        "custom_hooks = [dict(type='PGDTrainingHook', steps=1)]\n"
+    )
+    work_dir = tmp_path / 'work'
+    result = run_tool(
+        'tools/train.py', config, '--work-dir', work_dir, '--cfg-options',
+        'train_cfg.max_epochs=2', env={'VITDOWN_UNLEARNABLE_KEY': SECRET},
+    )  # fmt: skip
+    assert (work_dir / 'epoch_2.pth').exists()
+    assert 'ConvUnlearnable' in (work_dir / 'protected.py').read_text()
+    assert_no_secret(work_dir, text=result.stdout + result.stderr)
+
+    failed = run_tool('tools/train.py', config, '--work-dir', work_dir, check=False)
+    assert 'VITDOWN_UNLEARNABLE_KEY is not set' in failed.stderr
