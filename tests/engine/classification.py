@@ -33,11 +33,13 @@ class Images(Dataset):
 
 
 def vit_backbone(**kwargs) -> dict:
-    return dict(
-        type='vitdown.VisionTransformer',
-        arch=dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=32),
-        **{'img_size': 16, 'patch_size': 4, **kwargs},
-    )
+    return {
+        'type': 'vitdown.VisionTransformer',
+        'arch': dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=32),
+        'img_size': 16,
+        'patch_size': 4,
+        **kwargs,
+    }
 
 
 def classifier(backbone: dict | None = None, channels: int = 24, **kwargs) -> dict:

@@ -15,7 +15,8 @@ def received_attention(
     """How much attention each patch gets, averaged over heads.
 
     Args:
-        attn (nn.Module): Attention with ``project_qk`` and ``scale``, or mmpretrain's.
+        attn (nn.Module): Attention with ``project_qk`` and ``scale``, or mmpretrain's, which keeps
+            neither.
         x (Tensor): Tokens ``(B, T, C)`` that enter it.
         num_extra_tokens (int): Leading tokens that are no patches. Defaults to 1.
         mode (str): ``'patch_mean'`` for the mean over the patches that look (SMMix), ``'cls'`` for
@@ -31,8 +32,8 @@ def received_attention(
         weights = attn.weights(query, key).float()
         return weights.mean(dim=(1, 2))[:, num_extra_tokens:]
     # Head by head: all weights together would be the largest tensor of the pass.
-    total = 0.0
-    for q, k in zip((query * attn.scale).unbind(1), key.unbind(1)):
+    total, scale = 0.0, getattr(attn, 'scale', query.shape[-1] ** -0.5)
+    for q, k in zip((query * scale).unbind(1), key.unbind(1)):
         total = total + (q @ k.transpose(-2, -1)).float().softmax(dim=-1).mean(dim=1)
     return (total / query.shape[1])[:, num_extra_tokens:]
 
@@ -49,7 +50,7 @@ def _last_layer(backbone: nn.Module) -> nn.Module:
     layer = layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
     attn = getattr(layer, 'attn', None)
     knows = hasattr(attn, 'project_qk') or all(
-        hasattr(attn, name) for name in ('qkv', 'num_heads', 'head_dims', 'scale')
+        hasattr(attn, name) for name in ('qkv', 'num_heads', 'head_dims')
     )
     if not knows or not all(hasattr(part, 'ln1') for part in (layer, backbone)):
         raise ValueError(

@@ -1,0 +1,343 @@
+import random
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmpretrain.structures import DataSample
+
+from vitdown.checkpoint import load_checkpoint_file
+from vitdown.engine.hooks import NKDHook, SMMixHook
+from vitdown.models.mixing import smooth_onehot, soft_cross_entropy
+
+from .classification import (
+    NUM_CLASSES,
+    build,
+    classifier,
+    cnn,
+    make_runner,
+    reidentifier,
+    train,
+    vit_backbone,
+    watch,
+)
+
+
+@pytest.fixture(autouse=True)
+def open_logger_for_the_next_test():
+    yield
+    MMLogger.get_instance(f'after_{random.getrandbits(64)}')
+
+
+CAIT = dict(
+    type='vitdown.CaiT',
+    arch=dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=32),
+    img_size=16,
+    patch_size=4,
+)
+PVT = dict(
+    type='vitdown.PyramidVisionTransformer',
+    arch=dict(
+        embed_dims=(8, 8, 16, 24),
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 1, 2, 3),
+        mlp_ratios=(2, 2, 2, 2),
+        sr_ratios=(4, 2, 2, 1),
+    ),
+    img_size=16,
+    patch_sizes=(1, 2, 2, 1),
+)
+MODELS = {
+    'deit': classifier(),
+    'mmpretrain': classifier(vit_backbone(type='mmpretrain.VisionTransformer')),
+    'overlapping': classifier(vit_backbone(stride=3)),
+    'rectangular': classifier(vit_backbone(img_size=(24, 12))),
+    'average': classifier(vit_backbone(with_cls_token=False, out_type='avg_featmap')),
+    'mctf': classifier(vit_backbone(token_fusion=dict(type='MCTF', r=3))),
+    'tome': classifier(vit_backbone(token_fusion=dict(type='ToMe', r=3))),
+    'cait': classifier(CAIT),
+    'pvt': classifier(PVT),
+    'reid': reidentifier(),
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_two_iterations_and_a_checkpoint_of_the_model_alone(tmp_path, name):
+    model = build(MODELS[name])
+    plain = model.state_dict().keys()
+    steps = watch(model)
+    size = (24, 12) if name == 'rectangular' else (16, 16)
+    train(model, tmp_path, [SMMixHook(switch_prob=1.0)], epochs=1, size=size)
+    own = {'loss_id', 'accuracy'} if name == 'reid' else {'loss'}
+    assert [set(step) for step in steps] == [own | {'loss_fine', 'loss_con'}] * 2
+    assert all(step['loss_fine'] > 0 for step in steps)
+    assert model.state_dict().keys() == plain
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    checkpoint = load_checkpoint_file(tmp_path / 'epoch_1.pth')
+    assert checkpoint['state_dict'].keys() == plain
+    again = build(MODELS[name], seed=5)
+    again.load_state_dict(checkpoint['state_dict'])
+    with torch.no_grad():
+        image = torch.rand(2, 3, *size)
+        torch.testing.assert_close(again.eval()(image), model.eval()(image))
+
+
+def test_resumed_run_draws_the_same_and_goes_on_bit_by_bit(tmp_path):
+    def run(folder, epochs, **kwargs):
+        model = build(classifier())
+        steps = watch(model)
+        train(model, folder, [SMMixHook(pairing='random')], epochs=epochs, **kwargs)
+        return steps, model
+
+    whole, expected = run(tmp_path / 'whole', 6)
+    assert {'loss_con' in step for step in whole} == {True, False}
+    run(tmp_path / 'parts', 3)
+    # Another seed would draw otherwise: the checkpoint's counts.
+    rest, model = run(tmp_path / 'parts', 6, resume=True)
+    assert rest == whole[6:]
+    for key, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_seed_is_kept_in_the_checkpoint(tmp_path):
+    train(build(classifier()), tmp_path, [SMMixHook(seed=11)], epochs=1)
+    hook = SMMixHook(seed=12)
+    train(build(classifier()), tmp_path, [hook], epochs=2, resume=True)
+    assert hook.seed == 11
+
+
+class Spy(SMMixHook):
+    """Keeps the step and the gradients of the token head."""
+
+    def before_train(self, runner):
+        super().before_train(runner)
+        self.kept = []
+        self.images = []
+        self.gradients = []
+        model = runner.model
+        model.backbone.register_forward_pre_hook(
+            lambda _, args: self.images.append(args[0].clone()) if torch.is_grad_enabled() else None
+        )
+
+    def _finish(self, model, args, kwargs, losses):
+        if kwargs['mode'] == 'loss':
+            self.kept.append((self._step, kwargs['data_samples']))
+        return super()._finish(model, args, kwargs, losses)
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        weight = self._token_head.weight if self.share_token_head else self._token_head.fc.weight
+        self.gradients.append(weight.grad)
+
+
+def test_mixup_steps_mix_images_and_labels(tmp_path):
+    spy = Spy(switch_prob=0.0, label_smooth=0.2)
+    model = build(classifier())
+    steps = watch(model)
+    runner = train(model, tmp_path, [spy], epochs=1, optim_wrapper=dict(accumulative_counts=9))
+    clean = torch.stack([runner.train_dataloader.dataset[i]['inputs'] for i in range(6)])
+    step, samples = spy.kept[0]
+    lam = step.mix.lam
+    assert step.mix.size is None
+    torch.testing.assert_close(spy.images[0], lam * clean + (1 - lam) * clean.flip(0))
+    target = smooth_onehot(torch.arange(6), NUM_CLASSES, 0.2)
+    scores = torch.stack([sample.gt_score for sample in samples])
+    torch.testing.assert_close(scores, lam * target + (1 - lam) * target.flip(0))
+    assert steps[0]['loss_fine'] == 0
+    assert set(steps[0]) == {'loss', 'loss_fine'}
+    assert all(grad is None or not grad.any() for grad in spy.gradients)
+    with torch.no_grad():
+        model.load_state_dict(build(classifier()).state_dict())
+        expected = soft_cross_entropy(model(spy.images[0]), scores)
+    assert steps[0]['loss'] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_region_steps_paste_and_teach_the_token_head(tmp_path):
+    spy = Spy(switch_prob=1.0)
+    model = build(classifier())
+    runner = train(model, tmp_path, [spy], epochs=1, optim_wrapper=dict(accumulative_counts=9))
+    clean = torch.stack([runner.train_dataloader.dataset[i]['inputs'] for i in range(6)])
+    step, _ = spy.kept[0]
+    pasted = step.masks[:, 1].unflatten(1, (4, 4))
+    pixels = pasted.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand_as(clean)
+    assert (pasted.sum(dim=(1, 2)) == step.mix.size[0] * step.mix.size[1]).all()
+    assert torch.equal(spy.images[0][~pixels], clean[~pixels])
+    partner = clean.flip(0).unfold(2, 4 * step.mix.size[0], 4).unfold(3, 4 * step.mix.size[1], 4)
+    for i in range(6):
+        block = spy.images[0][i][pixels[i]].view(3, 4 * step.mix.size[0], -1)
+        windows = partner[i].permute(1, 2, 0, 3, 4).flatten(0, 1)
+        assert any(torch.equal(block, window) for window in windows)
+    assert step.mix.lam + pasted[0].float().mean() == pytest.approx(1)
+    assert spy.gradients[0].any()
+
+
+def test_clean_pass_leaves_no_trace(tmp_path):
+    """Modes of all modules, dropout's random numbers and batch statistics stay as they were."""
+    model = build(classifier(vit_backbone(drop_path_rate=0.5)))
+    model.backbone.layers[0].eval()
+    hook = SMMixHook(switch_prob=1.0)
+    runner = make_runner(model, tmp_path, [hook])
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    hook.before_run(runner)
+    model.train()
+    model.backbone.layers[0].eval()
+    modes = {name: m.training for name, m in model.named_modules()}
+    images = torch.rand(2, 3, 16, 16)
+    state = torch.get_rng_state()
+    logits, scores = hook._probe(images)
+    assert {name: m.training for name, m in model.named_modules()} == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not logits.is_inference()
+    assert not logits.requires_grad
+    assert scores.shape == (2, 16)
+    assert (scores.sum(dim=1) < 1).all()
+
+
+@pytest.mark.parametrize('amp', [True, False])
+def test_weights_get_gradients_under_autocast(tmp_path, amp):
+    """Casts of the clean pass are not reused: they have no gradient."""
+    model = build(classifier())
+    step = model.train_step
+
+    def autocast_step(*args, **kwargs):
+        with torch.autocast('cpu', torch.bfloat16):
+            return step(*args, **kwargs)
+
+    model.train_step = autocast_step
+    seen = []
+
+    class Look(SMMixHook):
+        def after_train_iter(self, runner, *args, **kwargs):
+            seen.append({name: p.grad for name, p in runner.model.named_parameters()})
+
+    train(
+        model,
+        tmp_path,
+        [Look(switch_prob=1.0, probe_amp=amp)],
+        epochs=1,
+        optim_wrapper=dict(accumulative_counts=9),
+    )
+    for name, grad in seen[0].items():
+        assert grad is not None, name
+        assert grad.isfinite().all()
+        assert grad.any(), name
+
+
+def test_stops_mixing(tmp_path):
+    spy = Spy(switch_prob=1.0, stop_epoch=1)
+    train(build(classifier()), tmp_path, [spy], epochs=2)
+    lams = [step.mix.lam for step, _ in spy.kept]
+    assert all(lam < 1 for lam in lams[:2])
+    assert lams[2:] == [1.0, 1.0]
+    scores = torch.stack([sample.gt_score for sample in spy.kept[-1][1]])
+    torch.testing.assert_close(scores, smooth_onehot(torch.arange(6), NUM_CLASSES))
+
+
+def test_shared_head_adds_no_parameters(tmp_path):
+    model = build(classifier())
+    hook = Spy(switch_prob=1.0, share_token_head=True)
+    runner = train(model, tmp_path, [hook], epochs=1)
+    count = sum(p.numel() for g in runner.optim_wrapper.param_groups for p in g['params'])
+    assert count == sum(p.numel() for p in model.parameters()) + 1
+    assert hook._token_head is model.head.fc
+
+
+def test_metric_losses_of_clean_images(tmp_path):
+    model = build(reidentifier())
+    steps = watch(model)
+    train(model, tmp_path, [SMMixHook(metric_losses='clean')], epochs=2)
+    assert all('loss_metric' in step for step in steps)
+
+
+def test_works_with_distillation(tmp_path):
+    """The teacher sees the mixed images and the loss their scores; the clean pass is not seen."""
+    teacher = build(cnn(6), seed=2)
+    inputs = []
+    teacher.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
+    for nkd_first in (True, False):
+        model = build(classifier(vit_backbone(token_fusion=dict(type='MCTF', r=3))))
+        steps = watch(model)
+        spy = Spy(switch_prob=1.0)
+        inputs.clear()
+        hooks = [NKDHook(teacher), spy] if nkd_first else [spy, NKDHook(teacher)]
+        train(model, tmp_path / str(nkd_first), hooks, epochs=1)
+        assert set(steps[0]) == {'loss', 'loss_fine', 'loss_con', 'loss_nkd'}
+        for seen, mixed in zip(inputs, spy.images, strict=True):
+            assert torch.equal(seen, mixed)
+
+
+def with_mixup() -> dict:
+    config = classifier()
+    config['data_preprocessor']['batch_augments'] = dict(
+        augments=[dict(type='mmpretrain.CutMix', alpha=1.0)]
+    )
+    return config
+
+
+def smoothed() -> dict:
+    config = classifier()
+    config['head']['loss'] = dict(type='mmpretrain.LabelSmoothLoss', label_smooth_val=0.1)
+    return config
+
+
+ARCFACE = dict(
+    type='MetricLearningLoss',
+    loss=dict(type='ArcFaceLoss', num_classes=NUM_CLASSES, embedding_size=24),
+)
+MISTAKES = {
+    'two mixings': (with_mixup, {}, 'remove batch_augments'),
+    'two smoothings': (smoothed, {}, 'smoothed twice'),
+    'no attention': (lambda: cnn(6), {}, 'CIFARResNet has no layers'),
+    'clean without metric': (classifier, dict(metric_losses='clean'), 'for a ReIdentifier'),
+    'class attention': (
+        lambda: classifier(vit_backbone(with_cls_token=False, out_type='avg_featmap')),
+        dict(attention='cls'),
+        'needs a backbone with a class token',
+    ),
+    'small grid': (
+        lambda: classifier(vit_backbone(patch_size=16)),
+        dict(switch_prob=1.0),
+        'A grid of 1x1 tokens has no region',
+    ),
+    'margin loss': (lambda: reidentifier(loss_id=ARCFACE), {}, 'no .*linear classifier'),
+    'identity loss': (
+        lambda: reidentifier(loss_id=None),
+        {},
+        'no head with a linear classifier',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistakes_get_one_clear_message(tmp_path, name):
+    make, options, message = MISTAKES[name]
+    with pytest.raises(ValueError, match=message):
+        train(build(make()), tmp_path, [SMMixHook(**options)], epochs=1)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(switch_prob=1.5),
+        dict(mixup_alpha=0),
+        dict(region_ratio=(0.8, 0.2)),
+        dict(label_smooth=1.0),
+        dict(pairing='roll'),
+        dict(metric_losses='mixed'),
+        dict(stop_epoch=-1),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_are_checked(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SMMixHook(**options)
+
+
+def test_mixed_images_are_not_mixed_again(tmp_path):
+    hook = SMMixHook()
+    model = build(classifier())
+    runner = make_runner(model, tmp_path, [hook])
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    hook.before_run(runner)
+    hook.before_train(runner)
+    sample = DataSample().set_gt_score(torch.full((NUM_CLASSES,), 1 / NUM_CLASSES))
+    with pytest.raises(ValueError, match='come with gt_score'):
+        model(torch.rand(1, 3, 16, 16), [sample], mode='loss')
