@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.model import MMDistributedDataParallel
 from mmpretrain.structures import DataSample
 
 from vitdown.engine.hooks import DeconvolutionTrainingHook, PGDTrainingHook
@@ -147,3 +148,29 @@ def test_inputs_without_names_are_refused():
     attach(PGDTrainingHook(), model)
     with pytest.raises(TypeError, match='without inputs and data_samples by name'):
         model(torch.zeros(1, 3, 16, 16), mode='loss')
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('config', HOOK_CONFIGS, ids=['linf', 'l2', 'deconvolution'])
+def test_distributed_mixed_precision(process_group, config):
+    """Gradients of the attack neither reach the parameters nor confuse the reducer."""
+    torch.manual_seed(0)
+    model = MMDistributedDataParallel(MODELS.build(CLASSIFIER), find_unused_parameters=False)
+    hook = HOOKS.build(config)
+    runner = attach(hook, model.module, wrap=True)
+    for _ in range(2):
+        model.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16):
+            data = model.module.data_preprocessor(batch(), training=True)
+            losses = model(**data, mode='loss')
+        model.module.parse_losses(losses)[0].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    hook.after_train(runner)

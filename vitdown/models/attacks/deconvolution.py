@@ -75,4 +75,4 @@ def deconvolution_attack(
 def _deconvolve(images: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     planes = images.flatten(0, 1)[:, None]
     out = F.conv_transpose2d(planes, kernel, bias, padding=kernel.shape[-1] // 2)
-    return out.view(images.shape)
+    return out.view(images.shape).to(images.dtype)
