@@ -4,8 +4,10 @@ from .convert import convert, quantizable
 from .functional import cga_free_mask, lsq, lsq_codes, statsq, statsq_codes
 from .modules import QKRProjection, QuantConv2d, QuantLinear, QuantQKV
 from .oscillation import OscillationMonitor, OscillationTracker
+from .packed import read_packed, save_packed
 from .packing import pack_codes, unpack_codes
 from .quantizers import LSQQuantizer, StatsQuantizer, quantizers_of, size_quantizers
+from .runtime import integer_copy, load_integer, load_packed
 from .settings import OFQ
 
 __all__ = [
@@ -23,11 +25,16 @@ __all__ = [
     'StatsQuantizer',
     'cga_free_mask',
     'convert',
+    'integer_copy',
+    'load_integer',
+    'load_packed',
     'lsq',
     'lsq_codes',
     'pack_codes',
     'quantizable',
     'quantizers_of',
+    'read_packed',
+    'save_packed',
     'size_quantizers',
     'statsq',
     'statsq_codes',

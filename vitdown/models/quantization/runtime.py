@@ -1,0 +1,292 @@
+"""Quantized models that compute with int8 matrix products on the CPU.
+
+Codes of activations and weights are integers, products are summed in int32, steps and scales are
+applied afterwards: the same numbers as the model that was trained, to float rounding. Weights of
+2, 3 and 4 bits are unpacked to int8 for this.
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vitdown.checkpoint import CheckpointError
+
+from .functional import lsq_codes
+from .modules import QKRProjection, QuantConv2d, QuantQKV
+from .packed import IntegerWeight, pack, quantized_modules, read_packed, unpack_weight
+from .quantizers import LSQQuantizer
+
+
+class IntegerInput(nn.Module):
+    """Codes of activations as unsigned bytes.
+
+    Args:
+        quantizer (LSQQuantizer): With one step a token, a column or for all.
+
+    Raises:
+        ValueError: With one step a channel, which can't be taken out of the matrix product.
+    """
+
+    def __init__(self, quantizer: LSQQuantizer) -> None:
+        super().__init__()
+        if not isinstance(quantizer, LSQQuantizer):
+            raise ValueError('int8 products need quantized activations; set quant_cfg.a_bits')
+        if quantizer.step_view == (-1,) and quantizer.step.numel() > 1:
+            raise ValueError(
+                "Steps per channel can't be taken out of an int8 product; use "
+                "act_granularity='token' or 'tensor'"
+            )
+        self.quantizer = quantizer
+        qn, _ = quantizer.bounds
+        # Unsigned activations are what int8 instructions of CPUs take.
+        self.zero_point = -qn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., I)`` to uint8 codes, shifted by ``zero_point``."""
+        quantizer = self.quantizer
+        shape = x.shape
+        if quantizer.columns is not None:
+            x = x.unflatten(-2, (-1, quantizer.columns))
+        quantizer._check(x)
+        before, _ = quantizer.shifts()
+        x = x.float() if before is None else x + before
+        codes = lsq_codes(x, quantizer.broadcast_step(), *quantizer.bounds)
+        if self.zero_point:
+            codes += self.zero_point
+        return codes.to(torch.uint8).reshape(shape)
+
+    def step(self, num_tokens: int) -> Tensor:
+        """Steps that scale results ``(..., num_tokens, O)``."""
+        step = self.quantizer.broadcast_step().clamp(min=1e-5)
+        if self.quantizer.columns is not None:
+            step = step.repeat(num_tokens // self.quantizer.columns, 1)
+        return step
+
+    def shift(self) -> Tensor | None:
+        """What is added to every token after the quantization, ``(I,)``."""
+        return self.quantizer.shift_after
+
+
+class IntegerProduct(nn.Module):
+    """``codes @ weight.T`` on the CPU's int8 instructions, scaled row by row.
+
+    Args:
+        weight (IntegerWeight): ``(O, I)``.
+        zero_point (int): What the codes were shifted by.
+    """
+
+    def __init__(self, weight: IntegerWeight, zero_point: int) -> None:
+        super().__init__()
+        integers, scale, self.offset = weight.for_compute()
+        self.zero_point = zero_point
+        self.register_buffer('scale', scale, persistent=False)
+        packed = torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
+        self.register_buffer('packed', packed, persistent=False)
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        self.register_buffer('zeros', zeros, persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """uint8 ``(..., I)`` to float32 ``(..., O)``."""
+        flat = codes.flatten(0, -2)
+        out = torch.ops.onednn.qlinear_pointwise(
+            flat, 1.0, self.zero_point, self.packed, self.scale, self.zeros,
+            None, 1.0, 0, torch.float32, 'none', [], '',
+        )  # fmt: skip
+        if self.offset:
+            sums = flat.sum(dim=1, dtype=torch.int32) - self.zero_point * flat.shape[1]
+            out = torch.addcmul(out, sums[:, None].float(), self.scale, value=self.offset)
+        return out.unflatten(0, codes.shape[:-1])
+
+
+class IntegerLinear(nn.Module):
+    """:class:`QuantLinear` in integers.
+
+    Args:
+        weight (IntegerWeight): ``(O, I)``.
+        bias (Tensor, optional): ``(O,)``.
+        input_quant (IntegerInput): Codes of the input.
+    """
+
+    def __init__(
+        self, weight: IntegerWeight, bias: Tensor | None, input_quant: IntegerInput
+    ) -> None:
+        super().__init__()
+        self.in_features = weight.codes.shape[1]
+        self.out_features = weight.codes.shape[0]
+        self.input_quant = input_quant
+        self.product = IntegerProduct(weight, input_quant.zero_point)
+        self.register_buffer('bias', folded_bias(weight, bias, input_quant), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., I)`` to ``(..., O)``."""
+        return self.compute(self.input_quant(x))
+
+    def compute(self, codes: Tensor) -> Tensor:
+        """Result from the codes ``(..., I)`` of the input."""
+        step = self.input_quant.step(codes.shape[-2])
+        return torch.addcmul(self.bias, self.product(codes), step)
+
+
+def folded_bias(weight: IntegerWeight, bias: Tensor | None, input_quant: IntegerInput) -> Tensor:
+    """Bias that contains what the shift after the input's quantization becomes, ``(O,)``."""
+    bias = torch.zeros(weight.codes.shape[0]) if bias is None else bias.detach().clone()
+    shift = input_quant.shift()
+    return bias if shift is None else bias + weight.dequantize() @ shift.detach()
+
+
+class IntegerQKV(IntegerLinear):
+    """:class:`QuantQKV` in integers; queries, keys and values leave it as floats."""
+
+    def __init__(
+        self,
+        weight: IntegerWeight,
+        bias: Tensor | None,
+        input_quant: IntegerInput,
+        module: QuantQKV,
+    ) -> None:
+        super().__init__(weight, bias, input_quant)
+        self.num_heads = module.num_heads
+        self.part_sizes = module.part_sizes
+        self.quantizers = nn.ModuleList((module.query_quant, module.key_quant, module.value_quant))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`QuantQKV.forward`."""
+        parts = super().forward(x).split(self.part_sizes, dim=-1)
+        return tuple(
+            quantize(part).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for quantize, part in zip(self.quantizers, parts)
+        )
+
+
+class IntegerQKR(nn.Module):
+    """:class:`QKRProjection` in integers; queries, keys and values leave it as floats."""
+
+    def __init__(
+        self,
+        value: IntegerWeight,
+        product: IntegerWeight,
+        bias: Tensor | None,
+        input_quant: IntegerInput,
+        module: QKRProjection,
+    ) -> None:
+        super().__init__()
+        self.num_heads = module.num_heads
+        self.input_quant = input_quant
+        self.value = IntegerLinear(value, bias, input_quant)
+        self.key = IntegerLinear(product, None, input_quant)
+        self.key_quant = module.key_quant
+        self.value_quant = module.value_quant
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`QKRProjection.forward`."""
+        codes = self.input_quant(x)
+        value = self.value_quant(self.value.compute(codes))
+        value = value.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key = self.key.compute(codes).unflatten(-1, (self.num_heads, -1))
+        step = self.input_quant.step(codes.shape[-2])
+        query = (codes.float() - self.input_quant.zero_point) * step
+        shift = self.input_quant.shift()
+        query = query if shift is None else query + shift
+        return query[:, None], self.key_quant(key).transpose(1, 2), value
+
+
+def _integer_module(
+    module: nn.Module, weights: dict[str, IntegerWeight], bias: Tensor | None
+) -> nn.Module:
+    if isinstance(module, QuantConv2d):
+        # Steps belong to image channels: computed in float32, which is 1 % of a ViT.
+        module.weight = nn.Parameter(weights['weight'].dequantize())
+        module.weight_quant = nn.Identity()
+        return module
+    input_quant = IntegerInput(module.input_quant)
+    if isinstance(module, QKRProjection):
+        return IntegerQKR(weights['value'], weights['product'], bias, input_quant, module)
+    if isinstance(module, QuantQKV):
+        return IntegerQKV(weights['weight'], bias, input_quant, module)
+    return IntegerLinear(weights['weight'], bias, input_quant)
+
+
+@torch.no_grad()
+def load_integer(
+    model: nn.Module, tensors: Mapping[str, Tensor], layers: Mapping[str, dict]
+) -> nn.Module:
+    """Turn a quantized model into its integer form, in place, with the weights of a packed file.
+
+    Args:
+        model (nn.Module): Built by the config of the packed model.
+        tensors (Mapping[str, Tensor]): See :func:`pack`.
+        layers (Mapping[str, dict]): See :func:`pack`.
+
+    Returns:
+        nn.Module: ``model``, on the CPU and in evaluation mode. It can't be trained.
+
+    Raises:
+        CheckpointError: If the file is of another model or other bits.
+        ValueError: If the model's settings don't allow int8 products.
+    """
+    model.cpu()
+    modules = dict(quantized_modules(model))
+    _check_layers(model, modules, layers)
+    low_bit = {
+        f'{_join(name, part)}.{end}'
+        for name, parts in layers.items()
+        for part in parts
+        for end in ('codes', 'scale')
+    }
+    state = {key: value for key, value in tensors.items() if key not in low_bit}
+    for name, module in modules.items():
+        if isinstance(module, QKRProjection) and module.bias is not None:
+            key, unused = _join(name, 'bias'), sum(module.part_sizes[:2])
+            state[key] = torch.cat((state[key].new_zeros(unused), state[key]))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [key for key in missing if not any(key == _join(n, 'weight') for n in modules)]
+    if missing or unexpected:
+        raise CheckpointError(
+            f'The packed file does not fit {type(model).__name__}: missing {missing[:5]}, '
+            f'unexpected {unexpected[:5]}'
+        )
+    for name, module in modules.items():
+        weights = {
+            part: unpack_weight(tensors, _join(name, part), entry)
+            for part, entry in layers[name].items()
+        }
+        bias = module.value_bias() if isinstance(module, QKRProjection) else module.bias
+        parent, _, child = name.rpartition('.')
+        setattr(model.get_submodule(parent), child, _integer_module(module, weights, bias))
+    model.requires_grad_(False)
+    # mmpretrain's backbones return nothing here
+    model.eval()
+    return model
+
+
+def load_packed(model: nn.Module, path: str | os.PathLike) -> nn.Module:
+    """:func:`load_integer` with the file that :func:`save_packed` wrote."""
+    return load_integer(model, *read_packed(path))
+
+
+def integer_copy(model: nn.Module) -> nn.Module:
+    """The integer form of a quantized model, which stays as it is."""
+    return load_integer(copy.deepcopy(model), *pack(model))
+
+
+def _join(prefix: str, name: str) -> str:
+    return f'{prefix}.{name}' if prefix else name
+
+
+def _check_layers(model: nn.Module, modules: Mapping[str, nn.Module], layers: Mapping) -> None:
+    if different := sorted(set(modules) ^ set(layers)):
+        raise CheckpointError(
+            f'The packed file does not fit {type(model).__name__}: {different[:5]} are quantized '
+            'in one of them only. Is it a file of this config?'
+        )
+    for name, module in modules.items():
+        quantizers = {'weight': module.weight_quant}
+        if isinstance(module, QKRProjection):
+            quantizers = {'value': module.weight_quant, 'product': module.product_quant}
+        bits = {part: quantizer.bits for part, quantizer in quantizers.items()}
+        found = {part: entry['bits'] for part, entry in layers[name].items()}
+        if bits != found:
+            raise CheckpointError(f'The packed file has {found} bits for {name}, the config {bits}')
