@@ -1,0 +1,210 @@
+"""PruningHook in whole training runs: targets, exports, refusals, two processes against one."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
+
+from tests.engine.test_distributed import build_model, free_port, make_batch
+from vitdown.checkpoint import load_checkpoint_file
+from vitdown.engine.hooks import PruningHook
+from vitdown.engine.launch import build_runner, load_config
+from vitdown.models.pruning import GlobalPruner, MultiplyAdds, Sizes, ViTStructure
+from vitdown.registry import HOOKS, MODELS
+
+GROUPS = dict(emb=4, head=1, qk=2, v=2, mlp=8)
+HOOK = dict(
+    type='PruningHook',
+    cost='macs',
+    targets=[0.8, 0.5],
+    interval=2,
+    prune_per_event=6,
+    rank_unit=1,
+    group_sizes=GROUPS,
+    cost_weight=1.0,
+)
+
+
+def run(tiny_config, work_dir, hooks, **options):
+    cfg = load_config(str(tiny_config), work_dir=str(work_dir))
+    cfg.merge_from_dict(
+        {
+            'custom_hooks': list(hooks),
+            'train_cfg.max_epochs': 40,
+            'train_cfg.val_interval': 100,
+            'log_level': 'ERROR',
+            **options,
+        }
+    )
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+@pytest.fixture(scope='module')
+def pruned(tiny_config, tmp_path_factory):
+    """A run to half of the multiply-adds."""
+    work_dir = tmp_path_factory.mktemp('pruned')
+    return run(tiny_config, work_dir, [HOOK]), work_dir
+
+
+def hook_of(runner) -> PruningHook:
+    return next(hook for hook in runner.hooks if isinstance(hook, PruningHook))
+
+
+def test_run_stops_at_the_last_target(pruned):
+    runner, _ = pruned
+    pruner = hook_of(runner).pruner
+    assert pruner.cost_ratio <= 0.5
+    assert runner.epoch < 40
+    assert pruner.history[-2]['cost_ratio'] > 0.5, 'pruning ends with the target'
+    for parameter, mask in pruner.structure.weight_masks(runner.model, pruner.gates):
+        assert not (parameter * ~mask).any()
+
+
+def test_every_target_has_a_model_a_config_and_a_report(pruned):
+    runner, work_dir = pruned
+    pruner = hook_of(runner).pruner
+    for target in (0.8, 0.5):
+        path = work_dir / f'pruned_{target}.pth'
+        content = load_checkpoint_file(path)
+        reached = next(e for e in pruner.history if e['cost_ratio'] <= target)
+        sizes = Sizes.from_counts(reached['kept'])
+        assert content['meta']['cost_ratio'] == reached['cost_ratio']
+        assert content['meta']['arch'] == {
+            **sizes.arch(pruner.structure.qk_scale), 'qkv_bias': True
+        }  # fmt: skip
+        cfg = load_config(str(path.with_suffix('.py')))
+        assert not cfg.custom_hooks
+        assert cfg.load_from == str(path)
+        model = MODELS.build(cfg.model)
+        model.load_state_dict(content['state_dict'])
+        assert ViTStructure(model).sizes == sizes
+        report = path.with_suffix('.md').read_text()
+        assert f'Embedding: {sizes.emb} / 24 channels' in report
+        assert f'| 1 | {sizes.blocks[1][0]} / 3 |' in report
+        assert path.with_suffix('.png').stat().st_size > 5000
+
+
+@HOOKS.register_module()
+class InterruptHook(Hook):
+    """Ends a training after two epochs, as a kill would."""
+
+    def after_train_epoch(self, runner):
+        runner.train_loop.stop_training = runner.epoch == 1
+
+
+def test_resumed_run_prunes_alike(pruned, tiny_config, tmp_path):
+    runner, work_dir = pruned
+    assert runner.epoch > 2
+    interrupted = run(tiny_config, tmp_path, [HOOK, dict(type='InterruptHook')])
+    assert interrupted.epoch == 2
+    resumed = run(
+        tiny_config, tmp_path, [HOOK], load_from=str(tmp_path / 'epoch_2.pth'), resume=True
+    )
+    assert hook_of(resumed).pruner.history == hook_of(runner).pruner.history
+    expected = load_checkpoint_file(work_dir / 'pruned_0.5.pth')['state_dict']
+    found = load_checkpoint_file(tmp_path / 'pruned_0.5.pth')['state_dict']
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_latency_of_a_table_and_evaluation_mode(tiny_config, tmp_path):
+    from vitdown.models.pruning import measure_latency
+
+    axes = dict(emb=[6, 24], heads=[1, 3], qk=[1, 8], v=[1, 8], mlp=[1, 48])
+    table = measure_latency(axes, 9, 8, repeats=3, warmup=1).monotone()
+    table.save(tmp_path / 'table.json')
+    hook = {**HOOK, 'cost': 'latency', 'latency_table': str(tmp_path / 'table.json'),
+            'targets': 0.9, 'switch_to_eval': True, 'export': False}  # fmt: skip
+    runner = run(tiny_config, tmp_path / 'run', [hook])
+    assert hook_of(runner).pruner.cost_ratio <= 0.9
+    assert not runner.model.backbone.training
+    assert not (tmp_path / 'run' / 'pruned_0.9.pth').exists()
+    content = json.loads((tmp_path / 'table.json').read_text())
+    content['info']['num_tokens'] = 12
+    (tmp_path / 'table.json').write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='measured with 12 tokens, the model has 9'):
+        run(tiny_config, tmp_path / 'run2', [hook])
+
+
+def test_target_out_of_reach_is_reported(tiny_config, tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, message, *args: messages.append(message))
+    run(tiny_config, tmp_path, [{**HOOK, 'targets': 0.05}], **{'train_cfg.max_epochs': 2})
+    assert any('above the target of 5 %' in str(message) for message in messages)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(targets=1.5), 'targets must lie between 0 and 1'),
+        (dict(targets=[0.3, 0.5]), 'targets must fall'),
+        (dict(targets=[]), 'targets must lie between'),
+        (dict(cost='flops'), "got 'flops'"),
+        (dict(cost='latency'), 'give a table'),
+        (dict(latency_table='x.json'), 'give a table'),
+        (dict(interval=0), 'interval=0'),
+        (dict(ln_mode='wide'), "got 'wide'"),
+    ],
+)
+def test_mistakes_get_one_message(options, message):
+    with pytest.raises(ValueError, match=message):
+        PruningHook(**{'cost': 'macs', **options})
+
+
+def test_unknown_arguments_are_refused(tiny_config, tmp_path):
+    with pytest.raises(TypeError, match='momentun'):
+        run(tiny_config, tmp_path, [{**HOOK, 'momentun': 0.5}])
+
+
+def prune_steps(model, wrapped, images, samples, events=4) -> GlobalPruner:
+    pruner = GlobalPruner(
+        model, MultiplyAdds(9), 0.0, prune_per_event=4, rank_unit=1, group_sizes=GROUPS
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer.register_step_post_hook(lambda *args: (pruner.apply_masks(), pruner.accumulate()))
+    for _ in range(events):
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss, _ = model.parse_losses(wrapped(images, samples, mode='loss'))
+            loss.backward()
+            optimizer.step()
+        pruner.event()
+    return pruner
+
+
+def run_rank(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    model = build_model()
+    images, samples = make_batch()
+    half = slice(4 * rank, 4 * rank + 4)
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
+    pruner = prune_steps(model, wrapped, images[half], samples[half])
+    # Ranks that would prune differently: random scores of different seeds
+    disagreeing = GlobalPruner(
+        build_model(), MultiplyAdds(9), 0.0, prune_per_event=40, rank_unit=1, group_sizes=GROUPS,
+        saliency='random', seed=rank,
+    )  # fmt: skip
+    for _ in range(2):
+        disagreeing.event()
+    states = dict(agreed=pruner.state_dict(), decided=disagreeing.state_dict())
+    torch.save(states, f'{folder}/{rank}.pth')
+    dist.destroy_process_group()
+
+
+def test_two_processes_prune_as_one_and_alike(tmp_path):
+    mp.spawn(run_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    model = build_model()
+    expected = prune_steps(model, model, *make_batch())
+    assert expected.cost_ratio < 0.95
+    states = [torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(2)]
+    for state in states:
+        assert all(torch.equal(a, b) for a, b in zip(state['agreed']['gates'], expected.gates))
+    first, second = (state['decided'] for state in states)
+    assert not all(gate.all() for gate in first['gates'])
+    assert all(torch.equal(a, b) for a, b in zip(first['gates'], second['gates']))
