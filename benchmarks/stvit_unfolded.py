@@ -1,4 +1,4 @@
-"""STViT-R's third stage in the form of the released detector: slow, for comparison only.
+"""STViT-R's third stage in the form of the released code: slow, for comparison only.
 
 Key windows are cut from the raw tokens first, so norm and projections run once for each window
 that a token is in; attention is spelled out; masks are floats of -1000, built on every call.
@@ -19,14 +19,36 @@ def use_unfolded_form(model: nn.Module) -> nn.Module:
     """Replace the forward functions of a model's generation and recovery layers, in place.
 
     Args:
-        model (nn.Module): With window keys and ``pad_mask`` ``'official'`` or False.
+        model (nn.Module): With window keys and ``pad_mask`` ``'official'`` or False; or with the
+            keys of the released classifiers, for maps of 14x14.
     """
     for module in model.modules():
-        if isinstance(module, SemanticTokenGenerator):
-            module.forward = types.MethodType(generate, module)
-        elif isinstance(module, SemanticTokenRecovery):
+        if getattr(module, 'reach', None) is None:
+            continue
+        if isinstance(module, SemanticTokenRecovery):
             module.forward = types.MethodType(recover, module)
+        elif isinstance(module, SemanticTokenGenerator):
+            function = generate_released if module.with_own_keys else generate
+            module.forward = types.MethodType(function, module)
     return model
+
+
+def generate_released(
+    layer: SemanticTokenGenerator,
+    semantic: Tensor,
+    image: Tensor,
+    layout: SemanticLayout,
+    center: None = None,
+) -> Tensor:
+    """What the released classifier's first generation layer computes from a 14x14 map."""
+    queries = layout.split(semantic)
+    keys = image.unflatten(1, (14, 14)).unfold(1, 10, 4).unfold(2, 10, 4)
+    keys = keys.flatten(4).transpose(3, 4).flatten(0, 2)
+    x = layer.attn.gamma1(
+        layer.attn.proj(attend(layer, queries, torch.cat((queries, keys), dim=1), None))
+    )
+    x = layout.join(queries + layer.attn.out_drop(x) if layer.shortcut else x)
+    return layer.ffn(layer.ln2(x), identity=x)
 
 
 def generate(

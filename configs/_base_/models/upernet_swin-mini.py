@@ -1,0 +1,18 @@
+# A UPerNet that trains on a CPU in minutes: Swin of 32 channels, heads to match
+_base_ = './upernet_swin.py'
+
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    data_preprocessor=dict(size=None, size_divisor=32),
+    backbone=dict(
+        embed_dims=32,
+        depths=[1, 1, 6, 1],
+        num_heads=[1, 2, 4, 8],
+        drop_path_rate=0.0,
+        init_cfg=None,
+    ),
+    decode_head=dict(
+        in_channels=[32, 64, 128, 256], channels=64, num_classes=11, norm_cfg=norm_cfg
+    ),
+    auxiliary_head=dict(in_channels=128, channels=32, num_classes=11, norm_cfg=norm_cfg),
+)
