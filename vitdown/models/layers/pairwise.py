@@ -126,9 +126,10 @@ def two_stream_attention(
     )
     out, weights = attn.mix(query, key, value, need_weights=need_weights)
     other_key, other_value = (pair_key, pair_value) if partner_stream == 'pwca' else (key, value)
+    # The gradient of index_select is cheaper than that of indexing, which counts on repetitions.
     pair_out, _ = attn.mix(
         pair_query,
-        torch.cat((pair_key, other_key[partner]), dim=2),
-        torch.cat((pair_value, other_value[partner]), dim=2),
+        torch.cat((pair_key, other_key.index_select(0, partner)), dim=2),
+        torch.cat((pair_value, other_value.index_select(0, partner)), dim=2),
     )
     return attn.project_out(torch.cat((out, pair_out))), weights

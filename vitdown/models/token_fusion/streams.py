@@ -32,7 +32,7 @@ class Streams:
             return (x,)
         first, second = x.chunk(2)
         other = second if self.partner_stream == 'pwca' else first
-        return first, torch.cat((second, other[self.partner]), dim=dim)
+        return first, torch.cat((second, other.index_select(0, self.partner)), dim=dim)
 
     def attend(
         self,
