@@ -35,14 +35,28 @@ class QuantMultiheadAttention(MultiheadAttention):
         """See :meth:`MultiheadAttention.mix`; the weights are quantized, too."""
         if need_weights not in (False, True, 'factors'):
             raise ValueError(f"need_weights must be a bool or 'factors', got {need_weights!r}")
-        logits = attention_logits(query, key) * self.scale
-        weights = self.weigh(logits if attn_bias is None else logits + attn_bias)
-        out = F.dropout(weights, self.attn_drop, self.training) @ value
-        out = out.transpose(1, 2).flatten(2)
+        out, weights = self._mix_logits(attention_logits(query, key), value, attn_bias)
         if need_weights == 'factors':
             query = query.expand(-1, key.shape[1], -1, -1)
             return out, (query.detach() * self.scale, key.detach())
         return out, weights if need_weights else None
+
+    def forward(
+        self, x: Tensor, attn_bias: Tensor | None = None, need_weights: bool | str = False
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor] | None]:
+        """Self-attention over tokens ``(B, N, C)``; see :meth:`MultiheadAttention.attend`."""
+        if need_weights not in (False, True):
+            return super().forward(x, attn_bias, need_weights)
+        out, weights = self._mix_logits(*self.qkv.logits_and_values(x), attn_bias)
+        return self.project_out(out), weights if need_weights else None
+
+    def _mix_logits(
+        self, logits: Tensor, value: Tensor, attn_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        logits = logits * self.scale
+        weights = self.weigh(logits if attn_bias is None else logits + attn_bias)
+        out = F.dropout(weights, self.attn_drop, self.training) @ value
+        return out.transpose(1, 2).flatten(2), weights
 
     def weigh(self, logits: Tensor) -> Tensor:
         """Quantized softmax of ``(B, H, N, M)``."""
@@ -64,8 +78,8 @@ class QuantWindowMSA(WindowMSA):
         Returns:
             Tensor: Of the shape of ``x``.
         """
-        query, key, value = self.qkv(x)
-        logits = attention_logits(query, key) * self.scale
+        logits, value = self.qkv.logits_and_values(x)
+        logits = logits * self.scale
         index = self.relative_position_index
         bias = self.relative_position_bias_table[index.flatten()].unflatten(0, index.shape)
         logits = logits + bias.permute(2, 0, 1)

@@ -108,7 +108,16 @@ class QuantConv2d(CachedWeights, nn.Conv2d):
         return self._conv_forward(self.input_quant(x), self.quantized_weight(), self.bias)
 
 
-class QuantQKV(QuantLinear):
+class Attending:
+    """Self-attention's first half, for layers that return queries, keys and values."""
+
+    def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, H, N, N)`` before scaling and values ``(B, H, N, v)`` of ``(B, N, C)``."""
+        query, key, value = self(x)
+        return attention_logits(query, key), value
+
+
+class QuantQKV(Attending, QuantLinear):
     """Queries, keys and values of quantized attention, each quantized again.
 
     Args:
@@ -150,7 +159,7 @@ class QuantQKV(QuantLinear):
         )
 
 
-class QKRProjection(CachedWeights, nn.Linear):
+class QKRProjection(Attending, CachedWeights, nn.Linear):
     """Query-key reparametrisation (Sec. 4.2): the product of both weights is quantized per head.
 
     Queries are the quantized tokens themselves, for all heads the same; the keys of head i are

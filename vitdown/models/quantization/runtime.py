@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vitdown.checkpoint import CheckpointError
 
-from .functional import lsq_codes
-from .modules import QKRProjection, QuantConv2d, QuantQKV
+from .functional import MIN_STEP, lsq_codes
+from .modules import Attending, QKRProjection, QuantConv2d, QuantQKV
 from .packed import IntegerWeight, pack, quantized_modules, read_packed, unpack_weight
 from .quantizers import LSQQuantizer
 
@@ -58,9 +58,13 @@ class IntegerInput(nn.Module):
             codes += self.zero_point
         return codes.to(torch.uint8).reshape(shape)
 
+    def signed(self, codes: Tensor) -> Tensor:
+        """The codes as int8, without the zero point."""
+        return (codes.short() - self.zero_point).to(torch.int8)
+
     def step(self, num_tokens: int) -> Tensor:
         """Steps that scale results ``(..., num_tokens, O)``."""
-        step = self.quantizer.broadcast_step().clamp(min=1e-5)
+        step = self.quantizer.broadcast_step().clamp(min=MIN_STEP)
         if self.quantizer.columns is not None:
             step = step.repeat(num_tokens // self.quantizer.columns, 1)
         return step
@@ -137,7 +141,7 @@ def folded_bias(weight: IntegerWeight, bias: Tensor | None, input_quant: Integer
     return bias if shift is None else bias + weight.dequantize() @ shift.detach()
 
 
-class IntegerQKV(IntegerLinear):
+class IntegerQKV(Attending, IntegerLinear):
     """:class:`QuantQKV` in integers; queries, keys and values leave it as floats."""
 
     def __init__(
@@ -180,17 +184,40 @@ class IntegerQKR(nn.Module):
         self.key_quant = module.key_quant
         self.value_quant = module.value_quant
 
+    def _values(self, codes: Tensor) -> Tensor:
+        value = self.value_quant(self.value.compute(codes))
+        return value.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _keys(self, codes: Tensor) -> Tensor:
+        return self.key.compute(codes).unflatten(-1, (self.num_heads, -1))
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`QKRProjection.forward`."""
         codes = self.input_quant(x)
-        value = self.value_quant(self.value.compute(codes))
-        value = value.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        key = self.key.compute(codes).unflatten(-1, (self.num_heads, -1))
-        step = self.input_quant.step(codes.shape[-2])
-        query = (codes.float() - self.input_quant.zero_point) * step
+        query = (codes.float() - self.input_quant.zero_point) * self.input_quant.step(x.shape[1])
         shift = self.input_quant.shift()
         query = query if shift is None else query + shift
-        return query[:, None], self.key_quant(key).transpose(1, 2), value
+        return (
+            query[:, None],
+            self.key_quant(self._keys(codes)).transpose(1, 2),
+            self._values(codes),
+        )
+
+    def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Attending.logits_and_values`; logits are int8 products, too."""
+        codes = self.input_quant(x)
+        keys = self._keys(codes)
+        before, _ = self.key_quant.shifts()
+        step = self.key_quant.broadcast_step().clamp(min=MIN_STEP)
+        # The shift after the keys adds the same to all logits of a query: softmax ignores it.
+        keys = lsq_codes(keys + before, step, *self.key_quant.bounds).flatten(1, 2)
+        of_shift = (keys @ self.input_quant.shift())[:, None]
+        keys = keys.to(torch.int8)
+        queries = self.input_quant.signed(codes)
+        logits = torch.stack([torch._int_mm(q, k.T) for q, k in zip(queries, keys)])
+        logits = torch.addcmul(of_shift, logits.float(), self.input_quant.step(x.shape[1]))
+        logits = logits.unflatten(-1, (-1, self.num_heads)) * step.squeeze(-1)
+        return logits.permute(0, 3, 1, 2), self._values(codes)
 
 
 def _integer_module(
