@@ -38,9 +38,11 @@ def build(head='classifier', **kwargs):
     if head == 'classifier':
         config = dict(
             type='mmpretrain.ImageClassifier',
+            data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
             backbone=backbone(**kwargs),
             head=dict(
                 type='mmpretrain.VisionTransformerClsHead',
+                loss=dict(type='mmpretrain.CrossEntropyLoss'),
                 num_classes=NUM_CLASSES,
                 in_channels=16,
             ),

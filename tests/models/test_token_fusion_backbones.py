@@ -347,6 +347,7 @@ def lv_vit(policy, num_classes=1000, **kwargs):
     embed_dims = kwargs['arch']['embed_dims'] if 'arch' in kwargs else 384
     return dict(
         type='mmpretrain.ImageClassifier',
+        data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
         backbone=dict(type='vitdown.LVViT', out_type='tokens', token_fusion=policy, **kwargs),
         head=dict(type='vitdown.TokenLabelHead', num_classes=num_classes, in_channels=embed_dims),
     )

@@ -1,5 +1,5 @@
-# ImageNet-1k with the augmentation that MCTF fine-tunes with: DeiT's without mixing of images, every
-# image three times an epoch.
+# ImageNet-1k as MCTF fine-tunes on it: DeiT's augmentation without mixing of images, each image
+# three times an epoch.
 data_root = '{{$VITDOWN_DATA:data}}/imagenet'
 
 train_pipeline = [
@@ -7,7 +7,8 @@ train_pipeline = [
     dict(type='mmpretrain.RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(
-        type='mmpretrain.RandAugment',
+        type='RandAugment',
+        _scope_='mmpretrain',  # its policies, too
         policies='timm_increasing',
         num_policies=2,
         total_level=10,

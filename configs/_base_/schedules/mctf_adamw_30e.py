@@ -1,5 +1,5 @@
-# Fine-tuning with MCTF: AdamW, no warm-up, cosine by epoch from 1.5e-5 * batch / 512 to 1e-6, and the
-# consistency between passes with many and with few tokens fused.
+# Fine-tuning with MCTF: AdamW, no warm-up, cosine by epoch from 1.5e-5 * batch / 512 to 1e-6, and
+# the consistency between passes with many and with few tokens fused.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=3e-5, weight_decay=0.05, betas=(0.9, 0.999), eps=1e-8),

@@ -20,7 +20,7 @@ class TokenLabelHead(ClsHead):
         in_channels (int): Width C of the tokens.
         token_loss_weight (float): Weight of the patches' mean loss. Defaults to 0.5.
         label_smooth_val (float): Label smoothing of image labels. Defaults to 0.
-        **kwargs: Other arguments of mmpretrain's ``ClsHead``.
+        **kwargs: Other arguments of mmpretrain's ``ClsHead`` except ``loss``.
     """
 
     def __init__(
@@ -31,11 +31,10 @@ class TokenLabelHead(ClsHead):
         label_smooth_val: float = 0.0,
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(loss=nn.CrossEntropyLoss(label_smoothing=label_smooth_val), **kwargs)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.token_loss_weight = token_loss_weight
-        self.label_smooth_val = label_smooth_val
         self.head = nn.Linear(in_channels, num_classes)
         self.aux_head = nn.Linear(in_channels, num_classes)
 
@@ -84,6 +83,6 @@ class TokenLabelHead(ClsHead):
         cls_score = self.head(self.pre_logits(feats)[:, 0])
         patch_loss = F.cross_entropy(logits.flatten(0, 1), patch_target.flatten(0, 1))
         return {
-            'loss_cls': F.cross_entropy(cls_score, target, label_smoothing=self.label_smooth_val),
+            'loss_cls': self.loss_module(cls_score, target),
             'loss_token': self.token_loss_weight * patch_loss,
         }
