@@ -2,7 +2,8 @@
 
 Every round runs all variants once, in an order drawn anew; the table gives the medians over the
 rounds and ratios to the baseline, and the ratio that the multiply-adds let expect. In evaluation a
-model with PWCA is the one without.
+model with PWCA is the one without. On a CPU it is processor time that counts, of all threads
+together, so that other processes disturb little.
 
     python -m benchmarks.dcal_overhead --arch deit-small --img-size 256 128 --batch-size 64
 """
@@ -100,6 +101,7 @@ def multiply_adds(run: Callable[[], None]) -> int:
 def medians(
     runs: dict[str, Callable[[], None]], rounds: int, warmup: int, device: torch.device
 ) -> dict[str, float]:
+    clock = time.perf_counter if device.type == 'cuda' else time.process_time
     seconds = {name: [] for name in runs}
     order = list(runs)
     for round_ in range(warmup + rounds):
@@ -107,12 +109,12 @@ def medians(
         for name in order:
             if device.type == 'cuda':
                 torch.cuda.synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             runs[name]()
             if device.type == 'cuda':
                 torch.cuda.synchronize(device)
             if round_ >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
