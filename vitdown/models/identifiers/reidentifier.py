@@ -55,8 +55,8 @@ class ReIdentifier(BaseModel):
                 )
             if neck:
                 raise TypeError(f'{type(self.head).__name__} works on tokens and takes no neck')
-        width = getattr(self.backbone, 'embed_dims', None)
-        if neck is None and isinstance(width, int) and width != self.head.in_channels:
+        width = _feature_width(self.backbone)
+        if neck is None and width is not None and width != self.head.in_channels:
             raise ValueError(
                 f"head.in_channels is {self.head.in_channels}, the backbone's features have "
                 f'{width} channels; set model.head.in_channels={width}'
@@ -157,6 +157,15 @@ class ReIdentifier(BaseModel):
         for sample, feature in zip(data_samples, features):
             sample.set_field(feature, 'feature', dtype=Tensor)
         return list(data_samples)
+
+
+def _feature_width(backbone: nn.Module) -> int | None:
+    """Channels of a backbone's last output, if it says so; Swin's widths differ by stage."""
+    widths = getattr(backbone, 'num_features', None)
+    if isinstance(widths, list):
+        return widths[backbone.out_indices[-1]]
+    width = getattr(backbone, 'embed_dims', None)
+    return width if isinstance(width, int) else None
 
 
 @MODELS.register_module()
