@@ -4,6 +4,7 @@ Run by ``make install`` (and by ``make demo`` and ``make test``); safe to run ag
 This file alone has to run on any Python, to tell the user of an unsuitable one what to do.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -44,6 +45,8 @@ def unsupported_message(version):
 
 def main():
     """Run the installer with a supported interpreter: this one, else another on the PATH."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     if os.name == 'nt':
         sys.exit('error: vitdown installs on Linux and macOS. On Windows, run it inside WSL 2.')
     if not is_supported(sys.version_info):
