@@ -137,7 +137,7 @@ class CaiT(BaseModule):
         x = self.drop_after_pos(x)
         for layer in self.layers:
             x, _ = layer(x)
-        cls_token = self.cls_token.expand(x.shape[0], -1, -1)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         for layer in self.cls_layers:
-            cls_token = layer(cls_token, x)
-        return (self.ln1(torch.cat((cls_token, x), dim=1))[:, 0],)
+            x = layer(x)
+        return (self.ln1(x)[:, 0],)

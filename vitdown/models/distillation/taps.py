@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-POOLS = ('auto', 'patches', None)
+POOLS = ('auto', 'mean', 'patches', None)
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -88,8 +88,8 @@ class Tap:
         paths (tuple[str, ...]): Names of modules; of outputs that are tuples the first entry
             counts. Outputs of several are stacked along dimension 1.
         pool (str, optional): ``'auto'`` averages feature maps ``(B, C, H, W)`` and takes the class
-            token of ``(B, N, C)``; ``'patches'`` drops the class token; None for outputs as they
-            are.
+            token of ``(B, N, C)``; ``'mean'`` averages both; ``'patches'`` drops the class token;
+            None for outputs as they are.
     """
 
     paths: tuple[str, ...]
@@ -134,8 +134,10 @@ class Tap:
     def _pool(self, output: Tensor) -> Tensor:
         if self.pool == 'patches':
             return output[:, 1:]
-        if self.pool == 'auto' and output.ndim == 4:
+        if self.pool in ('auto', 'mean') and output.ndim == 4:
             return output.mean(dim=(2, 3))
+        if self.pool == 'mean' and output.ndim == 3:
+            return output.mean(dim=1)
         if self.pool == 'auto' and output.ndim == 3:
             return output[:, 0]
         return output

@@ -3,6 +3,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -18,8 +19,8 @@ def build_teacher(
     """Build a trained network to learn from.
 
     Args:
-        teacher (str | dict | nn.Module): Config file (its ``model`` is taken), config of a model,
-            or a model, which is taken as it is.
+        teacher (str | dict | nn.Module): Config file (its ``model`` is taken; ``package::file`` for
+            one of another package), config of a model, or a model, which is taken as it is.
         checkpoint (str, optional): Weights of the whole model; needed with a config.
         source (str, optional): Code base that the weights come from, see
             :mod:`vitdown.converters`.
@@ -36,7 +37,7 @@ def build_teacher(
         raise ValueError('An untrained teacher teaches nothing; set teacher_checkpoint')
     scope = None
     if isinstance(teacher, str):
-        config = Config.fromfile(teacher)
+        config = get_config(teacher) if '::' in teacher else Config.fromfile(teacher)
         if 'model' not in config:
             raise ValueError(f'The teacher config {teacher} has no model')
         teacher, scope = config.model, config.get('default_scope')

@@ -111,8 +111,9 @@ class ClassAttentionLayer(TalkingHeadsLayer):
 
     attention = ClassAttention
 
-    def forward(self, cls_token: Tensor, patches: Tensor) -> Tensor:
-        """Class token ``(B, 1, C)`` after the block, from itself and the patches ``(B, N, C)``."""
-        out, _ = self.attn(self.ln1(torch.cat((cls_token, patches), dim=1)))
-        cls_token = cls_token + out
-        return self.ffn(self.ln2(cls_token), identity=cls_token)
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, 1 + N, C)``, class token first, of which the others stay as they are."""
+        out, _ = self.attn(self.ln1(x))
+        cls_token = x[:, :1] + out
+        cls_token = self.ffn(self.ln2(cls_token), identity=cls_token)
+        return torch.cat((cls_token, x[:, 1:]), dim=1)
