@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from vitdown.checkpoint import load_checkpoint_file, unwrap_state_dict, write_atomically
 from vitdown.converters import CONVERTERS, convert_state_dict, export_state_dict
+from vitdown.converters.nvit import nvit_arch
 from vitdown.engine.launch import ConfigError, run_tool
 
 
@@ -26,7 +27,8 @@ def main() -> None:
     args = parser.parse_args()
     if Path(args.output).suffix not in ('.pth', '.safetensors') or Path(args.output).is_dir():
         raise ConfigError(f'The output {args.output} must be a .pth or .safetensors file')
-    state_dict = unwrap_state_dict(load_checkpoint_file(args.input))
+    checkpoint = load_checkpoint_file(args.input)
+    state_dict = unwrap_state_dict(checkpoint)
     try:
         convert = export_state_dict if args.reverse else convert_state_dict
         converted = convert(state_dict, args.source)
@@ -41,6 +43,8 @@ def main() -> None:
         content = buffer.getvalue()
     write_atomically(content, args.output)
     print(f'{len(converted)} weights written to {args.output}')
+    if args.source == 'nvit' and 'dim' in checkpoint and not args.reverse:
+        print(f'model.backbone.arch = {nvit_arch(checkpoint)}')
 
 
 if __name__ == '__main__':

@@ -24,6 +24,11 @@ def parse_args() -> argparse.Namespace:
         default='dense',
         help="'exact' computes the same as the masked model also where the embedding was pruned",
     )
+    parser.add_argument(
+        '--recipe',
+        metavar='CONFIG',
+        help='config to take all but the model from, to fine-tune with',
+    )
     return parser.parse_args()
 
 
@@ -51,7 +56,8 @@ def main() -> None:
     costs = [hook.get('cost', 'latency') for hook in hooks if 'PruningHook' in str(hook['type'])]
     print(format_pruning_report(structure, gates, (costs or ['cost'])[0], history))
     draw_pruning_report(structure, gates, output.with_suffix('.png'))
-    config = save_dense(cfg, model, structure, gates, output, args.ln_mode)
+    recipe = load_config(args.recipe) if args.recipe else None
+    config = save_dense(cfg, model, structure, gates, output, args.ln_mode, recipe=recipe)
     full = sum(p.numel() for p in model.parameters())
     kept = sum(p.numel() for p in MODELS.build(load_config(str(config)).model).parameters())
     print(f'arch = {Sizes.from_counts(structure.counts(gates)).arch(structure.qk_scale)}')

@@ -6,6 +6,7 @@ from .latency import LatencyTable
 from .measure import device_name, grid_axes, measure_latency
 from .ranking import group_units, prune_groups, rank_index, regularise, update_average
 from .saliency import magnitude_scores, random_scores, taylor_gate_scores, unit_sums
+from .semi_structured import mask_2_to_4, to_semi_structured
 from .structures import KINDS, Layer, Sizes, ViTStructure, vit_layers
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     'grid_axes',
     'group_units',
     'magnitude_scores',
+    'mask_2_to_4',
     'measure_latency',
     'prune_groups',
     'random_scores',
@@ -32,6 +34,7 @@ __all__ = [
     'regularise',
     'save_dense',
     'taylor_gate_scores',
+    'to_semi_structured',
     'total_cost',
     'unit_savings',
     'unit_sums',

@@ -113,11 +113,12 @@ def save_dense(
     path: str | os.PathLike,
     ln_mode: str = 'dense',
     meta: Mapping | None = None,
+    recipe: Config | None = None,
 ) -> Path:
     """Write the dense model: a checkpoint, and beside it a config that tests and fine-tunes it.
 
-    The config is that of the masked model with the model's sizes, without pruning; it starts from
-    the checkpoint (``load_from``).
+    The config is that of the masked model with what is left of its sizes and without pruning, and
+    starts from the checkpoint (``load_from``).
 
     Args:
         cfg (Config): Config that the masked model was trained with.
@@ -127,13 +128,15 @@ def save_dense(
         path (str): Checkpoint to write, ``.pth``; the config gets the suffix ``.py``.
         ln_mode (str): See :func:`dense_model_cfg`.
         meta (Mapping, optional): What to keep in the checkpoint's ``meta``.
+        recipe (Config, optional): Config that everything but the model is taken from, to be
+            fine-tuned with. Defaults to ``cfg``.
 
     Returns:
         Path: The config.
     """
     path = Path(path)
     model_cfg, dense = export_dense(cfg.model, model, structure, gates, ln_mode)
-    out = Config(copy.deepcopy(cfg.to_dict()))
+    out = Config(copy.deepcopy((recipe or cfg).to_dict()))
     out.model = model_cfg
     hooks = out.get('custom_hooks') or []
     out.custom_hooks = [hook for hook in hooks if not _is_pruning_hook(hook)]
