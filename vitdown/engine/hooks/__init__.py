@@ -15,6 +15,7 @@ from .progress_bar_hook import ProgressBarHook
 from .pruning_hook import PruningHook
 from .quantization_hooks import CGAHook, OscillationHook, QuantCalibrationHook
 from .ranking_list_hook import RankingListHook
+from .semi_structured_sparsity_hook import SemiStructuredSparsityHook
 from .smmix_hook import SMMixHook
 from .token_consistency_hook import TokenConsistencyHook
 
@@ -35,6 +36,7 @@ __all__ = [
     'RankingListHook',
     'SMMixHook',
     'SafeCheckpointHook',
+    'SemiStructuredSparsityHook',
     'StopDistillHook',
     'TokenConsistencyHook',
     'USKDHook',
