@@ -113,7 +113,12 @@ class Distiller:
         if self._taps['teacher']:
             seen['teacher'] = self.teacher.record(self._taps['teacher'], inputs, data_samples)
         seen['student'] = recorder
-        values = {name: seen[side][name] for side, taps in self._taps.items() for name in taps}
+        # A second stream of tokens (pair-wise cross-attention) lies below that of the images.
+        values = {
+            name: seen[side][name][: len(inputs)]
+            for side, taps in self._taps.items()
+            for name in taps
+        }
         if any('target' in wanted for wanted in self._wanted.values()):
             values['target'] = batch_target(data_samples)
         return {
