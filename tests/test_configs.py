@@ -18,7 +18,9 @@ FOLDERS = sorted(p.name for p in ROOT.iterdir() if p.name != '_base_')
 # The config that the options of a folder's README change
 OPTIONS_BASE = {
     'mctf': 'mctf-r16_deit-small_8xb128-30e_in1k-224.py',
+    'nkd_uskd': 'resnet8_1xb64-10e_cifar10-32x32.py',
     'reid': '*vit-base_1xb64-120e_market1501-256x128.py',
+    'smmix': 'vit-mini_1xb128-10e_cifar10-32x32.py',
     'unlearnable': 'resnet-mini_1xb128-6e_cifar10-protected-32x32.py',
 }
 CONFIGS = sorted(p for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
@@ -45,6 +47,8 @@ def test_classifier_config_builds(path):
     with torch.no_grad():
         scores = build_model(cfg)(torch.zeros(2, 3, *to_2tuple(size)))
     assert scores.shape == (2, cfg.model.head.num_classes)
+    for hook in cfg.get('custom_hooks') or []:
+        HOOKS.build(hook)
 
 
 @pytest.mark.parametrize('path', [p for p in CONFIGS if p not in CLASSIFIERS], ids=lambda p: p.stem)

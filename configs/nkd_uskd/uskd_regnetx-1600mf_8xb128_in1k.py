@@ -1,0 +1,3 @@
+_base_ = 'mmpretrain::regnet/regnetx-1.6gf_8xb128_in1k.py'
+
+custom_hooks = [dict(type='vitdown.USKDHook', in_channels=408)]
