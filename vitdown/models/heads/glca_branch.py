@@ -72,7 +72,9 @@ class GLCABranch(BaseModule):
                     f'The GLCA block has {heads} heads and cannot start as a copy of a layer with '
                     f'{expected}; set num_heads={expected} in the head'
                 )
-            self.block.load_state_dict(backbone.layers[-1].state_dict())
+            # Of a quantized layer the weights alone
+            layer = backbone.layers[-1].state_dict()
+            self.block.load_state_dict({name: layer[name] for name in self.block.state_dict()})
             self.norm.load_state_dict(backbone.ln1.state_dict())
 
     def select(self, feats) -> Tensor:

@@ -143,7 +143,7 @@ class MultiheadAttention(BaseModule):
             logits = (query * self.scale) @ key.transpose(-2, -1)
             if attn_bias is not None:
                 logits = logits + attn_bias
-            weights = logits.softmax(dim=-1)
+            weights = self.weigh(logits)
             out = F.dropout(weights, dropout, self.training) @ value
         else:
             out = F.scaled_dot_product_attention(
@@ -152,6 +152,10 @@ class MultiheadAttention(BaseModule):
             if need_weights:
                 weights = (query.detach() * self.scale, key.detach())
         return out.transpose(1, 2).flatten(2), weights
+
+    def weigh(self, logits: Tensor) -> Tensor:
+        """Attention weights of logits ``(B, H, N, M)``."""
+        return logits.softmax(dim=-1)
 
     def project_out(self, x: Tensor) -> Tensor:
         """Output projection, layer scale and drop path of ``(B, N, H * v_dims)``."""

@@ -157,11 +157,8 @@ class MCTF(TokenFusion):
         attn: nn.Module, query: Tensor, key: Tensor, bias: Tensor | None, streams: Streams
     ) -> list[Tensor]:
         """Attention weights ``(B, H, N, M)`` of each stream."""
-        weights = []
-        for q, k, b in zip(streams.queries(query), streams.keys(key, 2), streams.keys(bias, 3)):
-            logits = (q * attn.scale) @ k.transpose(-2, -1)
-            weights.append((logits if b is None else logits + b).softmax(dim=-1))
-        return weights
+        parts = zip(streams.queries(query), streams.keys(key, 2), streams.keys(bias, 3))
+        return [attention_weights(q, k, b, attn.scale) for q, k, b in parts]
 
     def _fuse_tokens(
         self, x: Tensor, state: FusionState, weights: Iterable[Tensor], r: int
@@ -219,6 +216,29 @@ class MCTF(TokenFusion):
         fused = fuse_attention(weights[0], assignment, shares)
         out = F.dropout(fused, dropout, self.training) @ value
         return out.transpose(1, 2).flatten(2)
+
+
+def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Softmax of ``scale * query @ key.T + bias`` in one product.
+
+    Args:
+        query (Tensor): ``(B, H, N, d)``.
+        key (Tensor): ``(B, H, M, d)``.
+        bias (Tensor, optional): ``(B, 1, 1, M)``.
+        scale (float): Factor on the products.
+
+    Returns:
+        Tensor: ``(B, H, N, M)``.
+    """
+    heads = query.shape[:2]
+    # Transposing what is contiguous costs nothing, the other way round it is a slow copy.
+    query, key = (x.contiguous().flatten(0, 1) for x in (query, key))
+    if bias is None:
+        start, beta = query.new_zeros(1), 0
+    else:
+        start, beta = bias.expand(*heads, -1, -1).flatten(0, 1), 1
+    logits = torch.baddbmm(start, query, key.transpose(1, 2), beta=beta, alpha=scale)
+    return logits.softmax(dim=-1).unflatten(0, heads)
 
 
 def attention_received(weights: Tensor) -> Tensor:
