@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -48,6 +49,8 @@ _SAFE_TYPES = [
     _reconstruct,
     scalar,
     (_method_of_history_buffer, 'builtins.getattr'),
+    # The settings that code bases built on Swin's save along
+    (OrderedDict, 'yacs.config.CfgNode'),
 ]
 
 

@@ -77,6 +77,13 @@ def export_stvit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _rename(state_dict: Mapping[str, Tensor], reverse: bool = False) -> dict[str, Tensor]:
     """Translate a classifier's names, or those of a detector's backbone."""
+    try:
+        return _rename_marked(state_dict, reverse)
+    except ValueError as error:
+        raise ValueError(str(error).replace('.semantic.', '.blocks.')) from None
+
+
+def _rename_marked(state_dict: Mapping[str, Tensor], reverse: bool) -> dict[str, Tensor]:
     names_of_stages = r'backbone\.norm[012]\.' if reverse else r'backbone\.'
     if not any(re.match(names_of_stages, key) for key in state_dict):
         return rename(state_dict, _CLASSIFIER, 'STViT', reverse)

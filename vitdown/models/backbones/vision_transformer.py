@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -204,6 +204,10 @@ class VisionTransformer(MMPretrainVisionTransformer):
         )
         self.sie = SideInformationEmbedding(self.embed_dims, **sie) if sie else None
         self.token_fusion = None
+        if token_fusion and not isinstance(token_fusion, Mapping):
+            raise TypeError(
+                f'token_fusion takes the config of one policy, MCTF or ToMe, not {token_fusion!r}'
+            )
         if token_fusion:
             self.token_fusion = MODELS.build(
                 dict(
@@ -254,7 +258,10 @@ class VisionTransformer(MMPretrainVisionTransformer):
         if name not in state_dict:
             return
         pos_embed = state_dict[name]
-        if not self.with_cls_token and pos_embed.shape[1] == self.pos_embed.shape[1] + 1:
+        has_cls_token = (
+            prefix + 'cls_token' in state_dict or pos_embed.shape[1] == self.pos_embed.shape[1] + 1
+        )
+        if has_cls_token and not self.with_cls_token:
             pos_embed = pos_embed[:, 1:]
         if pos_embed.shape[1] != self.pos_embed.shape[1]:
             src_grid = infer_grid(pos_embed.shape[1] - self.num_extra_tokens, self.patch_resolution)
