@@ -108,6 +108,11 @@ def plain_scores(
 class PlainMCTF(MCTF):
     """:class:`MCTF` with ``attention='one_step_ahead'`` and one protected token, slowly."""
 
+    @staticmethod
+    def _softmax(attn, query, key, bias, streams):
+        logits = (query @ key.transpose(-2, -1)) * attn.scale
+        return [(logits if bias is None else logits + bias).softmax(dim=-1)]
+
     def _fuse_within(self, block, x, state, r, streams, need_weights):
         attn = block.attn
         sizes = state.sizes(x)

@@ -60,8 +60,8 @@ def match_bipartite(
     leaves = rank < r_even
     even_slots = (~leaves).cumsum(dim=1) - 1 if sort_kept else rank - r_even
     if bidirectional:
-        remaining = scores.masked_fill(leaves[..., None], float('-inf'))
-        likes, target = remaining.max(dim=1)
+        gone = torch.zeros_like(likes).masked_fill(leaves, float('-inf'))
+        likes, target = (scores + gone[..., None]).max(dim=1)
         rank = rank_scores(likes)
         odd_slots = torch.where(
             rank < r_odd, even_slots.gather(1, target), num_kept_even + rank - r_odd
