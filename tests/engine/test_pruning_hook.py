@@ -208,3 +208,16 @@ def test_two_processes_prune_as_one_and_alike(tmp_path):
     first, second = (state['decided'] for state in states)
     assert not all(gate.all() for gate in first['gates'])
     assert all(torch.equal(a, b) for a, b in zip(first['gates'], second['gates']))
+
+
+def test_sparse_weights_stay_sparse(tiny_config, tmp_path):
+    arch = dict(embed_dims=64, num_layers=2, num_heads=2, feedforward_channels=64)
+    runner = run(
+        tiny_config,
+        tmp_path,
+        [dict(type='SemiStructuredSparsityHook')],
+        **{'train_cfg.max_epochs': 2, 'model.backbone.arch': arch, 'model.head.in_channels': 64},
+    )
+    for layer in runner.model.backbone.layers:
+        for linear in (layer.attn.qkv, layer.attn.proj, layer.ffn.layers[0][0]):
+            assert ((linear.weight.unflatten(1, (-1, 4)) != 0).sum(dim=-1) == 2).all()

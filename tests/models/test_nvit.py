@@ -1,13 +1,18 @@
+import runpy
+
 import pytest
 import torch
 from mmpretrain.structures import DataSample
 
+from tests.conftest import ROOT
 from vitdown.checkpoint import load_checkpoint_file
 from vitdown.converters import convert_state_dict, export_state_dict
 from vitdown.converters.nvit import nvit_arch
 from vitdown.engine.complexity import get_flops
 from vitdown.models.backbones import NViT, revit_arch
+from vitdown.models.distillation import Distiller, FrozenTeacher, build_losses
 from vitdown.models.layers import PrunedLayerNorm
+from vitdown.models.losses.nvit_distillation import cnn_distillation_loss, full_model_loss
 from vitdown.registry import MODELS
 
 ARCH = dict(
@@ -305,3 +310,54 @@ def test_reid_model_trains_on_unequal_blocks():
     losses = model(torch.rand(8, 3, 32, 16), samples, mode='loss')
     losses['loss'].backward()
     assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+def test_converter_tool_prints_the_sizes(tmp_path, monkeypatch, capsys):
+    source = classifier().eval()
+    torch.save(official_checkpoint(source), tmp_path / 'NViT_X.pth')
+    argv = ['convert', 'nvit', tmp_path / 'NViT_X.pth', tmp_path / 'out.pth']
+    monkeypatch.setattr('sys.argv', [str(arg) for arg in argv])
+    runpy.run_path(str(ROOT / 'tools/model_converters/convert.py'))['main']()
+    assert f'model.backbone.arch = { ({**ARCH, "qk_scale": 0.125}) }' in capsys.readouterr().out
+    source.load_state_dict(load_checkpoint_file(tmp_path / 'out.pth')['state_dict'])
+
+
+def test_recipe_losses_through_the_distillation_hooks():
+    """Both teachers at once: half of the labels, the CNN's classes, the full model's logits."""
+    student, full = classifier(), classifier()
+    with torch.no_grad():
+        for parameter in full.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    cnn = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 5))
+    heads = dict(cls='head.layers.head', dist='head.layers.head_dist')
+    from_cnn = Distiller(
+        student,
+        build_losses(dict(loss_cnn=dict(type='CNNDistillationLoss'))),
+        FrozenTeacher(cnn),
+        dict(student_dist=heads['dist'], teacher_logits='1'),
+    )
+    sides = {
+        f'{side}_{name}': path for side in ('student', 'teacher') for name, path in heads.items()
+    }
+    from_full = Distiller(
+        student,
+        build_losses(dict(loss_full=dict(type='FullModelLoss', temperature=3.0, per_head=False))),
+        FrozenTeacher(full),
+        sides,
+    )
+    images = torch.rand(4, 3, 32, 32)
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    with from_cnn.record() as first, from_full.record() as second:
+        losses = student(images, samples, mode='loss')
+    losses = from_cnn.add_to(losses, first, images, samples)
+    losses = from_full.add_to(losses, second, images, samples)
+    with torch.no_grad():
+        own = student.head.logit_pair(student.extract_feat(images))
+        theirs = full.head.logit_pair(full.eval().extract_feat(images))
+        expected = cnn_distillation_loss(own, torch.arange(4), cnn(images))
+        kl = full_model_loss(own, theirs, 3.0)
+    assert (losses['loss'] + losses['loss_cnn']).item() == pytest.approx(expected.item(), rel=1e-4)
+    # 1e5 times the mean over the elements, for 1000 classes
+    assert losses['loss_full'].item() == pytest.approx(100 * 5 * kl.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="'hard' or 'soft'"):
+        build_losses(dict(loss_cnn=dict(type='CNNDistillationLoss', distill='firm')))

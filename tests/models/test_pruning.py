@@ -18,15 +18,18 @@ from vitdown.models.pruning import (
     grid_axes,
     group_units,
     magnitude_scores,
+    mask_2_to_4,
     measure_latency,
     prune_groups,
     random_scores,
     rank_index,
     taylor_gate_scores,
+    to_semi_structured,
     total_cost,
     unit_savings,
     unit_sums,
 )
+from vitdown.models.pruning.semi_structured import sparse_layers
 from vitdown.registry import MODELS
 
 VIT = dict(
@@ -537,3 +540,22 @@ def test_measured_table_covers_the_model(separable):
     assert table.info['num_tokens'] == 9
     assert table.info['device']
     assert table.info['spread'] >= 0
+
+
+def test_two_of_four_neighbours_stay():
+    weight = torch.tensor([[1.0, -3.0, 2.0, 0.5, 0.0, 0.0, 0.0, 4.0]])
+    assert mask_2_to_4(weight).tolist() == [[False, True, True, False, True, False, False, True]]
+    sparse = weight * mask_2_to_4(weight)
+    assert torch.equal(sparse * mask_2_to_4(sparse), sparse)
+
+
+def test_sparse_kernels_are_refused_where_there_are_none():
+    arch = dict(embed_dims=64, num_layers=1, num_heads=2, feedforward_channels=96)
+    model = NViT(arch, img_size=32, patch_size=8)
+    assert list(sparse_layers(model)) == ['0.attn.qkv', '0.attn.proj', '0.ffn.layers.0.0']
+    with pytest.raises(RuntimeError, match='16-bit floats on a GPU, the model is torch.float32'):
+        to_semi_structured(model)
+    with pytest.raises(ValueError, match='multiples of 32 and 64'):
+        to_semi_structured(build())
+    with pytest.raises(TypeError, match='not for Linear'):
+        to_semi_structured(torch.nn.Linear(2, 2))

@@ -41,7 +41,7 @@ def sparse_layers(model: nn.Module) -> dict[str, nn.Linear]:
     found = {
         name: module
         for name, module in backbone.layers.named_modules()
-        if type(module) is nn.Linear
+        if isinstance(module, nn.Linear)
         and module.out_features % _ROWS == 0
         and module.in_features % _COLUMNS == 0
     }

@@ -1,0 +1,31 @@
+# ReViT-T from scratch, with hard distillation by a CNN.
+_base_ = [
+    '../_base_/models/nvit_deit-base-distilled.py',
+    '../_base_/datasets/imagenet_224_mctf.py',
+    '../_base_/schedules/nvit_adamw.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(arch='revit-t'),
+    head=dict(in_channels=192, loss_on='cls'),
+)
+train_dataloader = dict(batch_size=32)
+
+custom_hooks = [
+    dict(
+        type='DistillationHook',
+        losses=dict(loss_cnn=dict(type='CNNDistillationLoss', distill='hard')),
+        teacher=dict(type='mmpretrain.TimmClassifier', model_name='regnety_160'),
+        teacher_checkpoint='regnety_160.pth',
+        taps=dict(student_dist='head.layers.head_dist', teacher_logits='model'),
+    ),
+]
+
+optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.004, by_epoch=True, begin=0, end=5),
+    dict(type='CosineAnnealingLR', T_max=295, eta_min=1e-5, by_epoch=True, begin=5, end=300),
+]
+train_cfg = dict(max_epochs=300, val_interval=10)
+auto_scale_lr = dict(base_batch_size=256)
