@@ -19,6 +19,7 @@ FOLDERS = sorted(p.name for p in ROOT.iterdir() if p.name != '_base_')
 OPTIONS_BASE = {
     'mctf': 'mctf-r16_deit-small_8xb128-30e_in1k-224.py',
     'nkd_uskd': 'resnet8_1xb64-10e_cifar10-32x32.py',
+    'nvit': 'nvit-prune_deit-small_1xb64-120e_market1501-256x128.py',
     'reid': '*vit-base_1xb64-120e_market1501-256x128.py',
     'smmix': 'vit-mini_1xb128-10e_cifar10-32x32.py',
     'unlearnable': 'resnet-mini_1xb128-6e_cifar10-protected-32x32.py',
