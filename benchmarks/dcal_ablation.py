@@ -5,7 +5,8 @@
 
 All variants of a set share model, images, epochs and schedule, all in ``SETS``. Every finished
 training is written to ``results.json`` in the work dir and not run again, so that a run that was
-interrupted goes on, and the table of what is there comes at the end.
+interrupted goes on, and the table of what is there comes at the end. Models with GLCA are tested
+with each branch alone, too.
 """
 
 import argparse
@@ -73,6 +74,8 @@ VARIANTS = {
     "DCAL, input='penultimate'": dict(glca=dict(input='penultimate')),
 }
 MAIN_VARIANTS = tuple(VARIANTS)[:4]
+#: Parts of a model with GLCA, as rows of the table call them.
+BRANCHES = {'sa': 'SA alone', 'glca': 'GLCA alone'}
 
 
 def parse_args() -> argparse.Namespace:
@@ -145,11 +148,12 @@ def table(name: str, variants: list[str], epochs: int, seeds: list[int], results
     metrics = SETS[name].metrics
     rows = []
     for variant in variants:
-        keys = (Results.key(name, variant, seed, epochs) for seed in seeds)
-        runs = [results.metrics[key] for key in keys if key in results.metrics]
-        if runs:
-            cells = (spread([run[metric] for run in runs]) for metric in metrics)
-            rows.append([name, variant, str(epochs), str(len(runs)), *cells])
+        for row in (variant, *(f'{variant}: {part}' for part in BRANCHES.values())):
+            keys = (Results.key(name, row, seed, epochs) for seed in seeds)
+            runs = [results.metrics[key] for key in keys if key in results.metrics]
+            if runs:
+                cells = (spread([run[metric] for run in runs]) for metric in metrics)
+                rows.append([name, row, str(epochs), str(len(runs)), *cells])
     if rows:
         columns = [metric.split('/')[-1] for metric in metrics]
         print_table(['set', 'model', 'epochs', 'seeds', *columns], rows)
@@ -181,7 +185,14 @@ def main() -> None:
             break
         runner = build_runner(configure(*training, str(work_dir / 'logs')))
         runner.train()
-        results.add(key, {**runner.test(), 'seconds': round(time.monotonic() - began, 1)})
+        metrics = {**runner.test(), 'seconds': round(time.monotonic() - began, 1)}
+        name, variant, seed, count = training
+        if getattr(runner.model.head, 'glca', None) is not None:
+            for branch, part in BRANCHES.items():
+                runner.model.head.infer_branch = branch
+                part_key = Results.key(name, f'{variant}: {part}', seed, count)
+                results.add(part_key, runner.test())
+        results.add(key, metrics)
         print(key, results.metrics[key], flush=True)
     for name in args.sets:
         table(name, args.variants, epochs[name], args.seeds, results)
