@@ -120,6 +120,6 @@ def attend_fused(
         Tensor: ``(B, N', H * d)``.
     """
     value = assignment.spread(value.transpose(1, 2)).transpose(1, 2)
-    values = (value,) if streams is None else streams.keys(value, 2)
-    mixed = torch.cat([attn @ v for attn, v in zip(attns, values)])
+    streams = streams or Streams()
+    mixed = streams.join([attn @ v for attn, v in zip(attns, streams.keys(value, 2))])
     return fuse_tokens(mixed.transpose(1, 2).flatten(2), assignment, shares)

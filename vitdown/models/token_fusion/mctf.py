@@ -129,7 +129,7 @@ class MCTF(TokenFusion):
         query, key = attn.project_qk(block.ln1(x))
         weights = self._softmax(attn, query, key, self.bias(x, state), streams)
         attention = self.report(attn, need_weights, query, key, weights, state, streams)
-        x, state, assignment, shares = self._fuse_tokens(x, state, weights, r)
+        x, state, assignment, shares = self._fuse_tokens(x, state, weights, r, streams)
         value = attn.project_v(block.ln1(x))
         out = self._mix(attn, weights, value, assignment, shares, streams)
         return x + attn.project_out(out), state, attention
@@ -138,7 +138,7 @@ class MCTF(TokenFusion):
         with torch.no_grad():
             query, key = block.attn.project_qk(block.ln1(x))
             weights = self._softmax(block.attn, query, key, self.bias(x, state), streams)
-        x, state, _, _ = self._fuse_tokens(x, state, weights, r)
+        x, state, _, _ = self._fuse_tokens(x, state, weights, r, streams)
         return x, state
 
     def _fuse_after(self, block, x, state, r, streams, need_weights):
@@ -149,7 +149,7 @@ class MCTF(TokenFusion):
         attention = self.report(block.attn, need_weights, query, key, weights, state, streams)
         x = x + block.attn.project_out(out)
         x = block.ffn(block.ln2(x), identity=x)
-        x, state, _, _ = self._fuse_tokens(x, state, weights, r)
+        x, state, _, _ = self._fuse_tokens(x, state, weights, r, streams)
         return x, state, attention
 
     @staticmethod
@@ -161,11 +161,16 @@ class MCTF(TokenFusion):
         return [attention_weights(q, k, b, attn.scale) for q, k, b in parts]
 
     def _fuse_tokens(
-        self, x: Tensor, state: FusionState, weights: Iterable[Tensor], r: int
+        self,
+        x: Tensor,
+        state: FusionState,
+        weights: Iterable[Tensor],
+        r: int,
+        streams: Streams,
     ) -> tuple[Tensor, FusionState, Assignment, Tensor | None]:
         """Fuse ``r`` tokens of each image by the attention that tokens receive from their own."""
         with torch.no_grad():
-            received = torch.cat([attention_received(w)[:, : x.shape[1]] for w in weights])
+            received = streams.join([attention_received(w)[:, : x.shape[1]] for w in weights])
             assignment = self.match(x, received, state.size, r)
             sizes = state.sizes(x)
             shares = self.shares(assignment, received, sizes)
@@ -222,15 +227,17 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: fl
     """Softmax of ``scale * query @ key.T + bias`` in one product.
 
     Args:
-        query (Tensor): ``(B, H, N, d)``.
-        key (Tensor): ``(B, H, M, d)``.
+        query (Tensor): ``(B, H, N, d)`` or ``(B, 1, N, d)``.
+        key (Tensor): ``(B, H, M, d)`` or ``(B, 1, M, d)``.
         bias (Tensor, optional): ``(B, 1, 1, M)``.
         scale (float): Factor on the products.
 
     Returns:
         Tensor: ``(B, H, N, M)``.
     """
-    heads = query.shape[:2]
+    # Queries that all heads share (query-key reparametrisation) have one head.
+    heads = torch.broadcast_shapes(query.shape[:2], key.shape[:2])
+    query, key = (x.expand(*heads, -1, -1) for x in (query, key))
     # Transposing what is contiguous costs nothing, the other way round it is a slow copy.
     query, key = (x.contiguous().flatten(0, 1) for x in (query, key))
     if bias is None:

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,10 @@ class Streams:
         other = second if self.partner_stream == 'pwca' else first
         return first, torch.cat((second, other.index_select(0, self.partner)), dim=dim)
 
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The inverse of :meth:`queries`."""
+        return parts[0] if self.partner is None else torch.cat(parts)
+
     def attend(
         self,
         attn: nn.Module,
@@ -58,4 +64,4 @@ class Streams:
         """
         parts = zip(self.queries(query), self.keys(key, 2), self.keys(value, 2), self.keys(bias, 3))
         outs, weights = zip(*(attn.mix(*part, need_weights) for part in parts))
-        return torch.cat(outs), weights
+        return self.join(outs), weights
