@@ -165,6 +165,13 @@ class SMMixHook(ModuleHook):
         if not is_training_run(runner):
             return
         model = unwrap(runner.model)
+        token_head = self.prepare(model)
+        if token_head is not None:
+            self.attached = AttachedModule('smmix_token_head', token_head)
+            self.attached.attach(runner, self._classifier)
+
+    def prepare(self, model: nn.Module) -> TokenHead | None:
+        """Get ready for a model, without a runner; what it returns is to be trained too."""
         self._probe = AttentionProbe(model, self.attention)
         self._check_preprocessor(model)
         self._check_losses(model)
@@ -173,10 +180,10 @@ class SMMixHook(ModuleHook):
         self._classifier = find_module(model, logits.paths[0])
         self._num_classes = self._classifier.out_features
         self._token_head = self._classifier
-        if not self.share_token_head:
-            self._token_head = TokenHead(model.backbone.embed_dims, self._num_classes)
-            self.attached = AttachedModule('smmix_token_head', self._token_head)
-            self.attached.attach(runner, self._classifier)
+        if self.share_token_head:
+            return None
+        self._token_head = TokenHead(model.backbone.embed_dims, self._num_classes)
+        return self._token_head
 
     @staticmethod
     def _check_preprocessor(model: nn.Module) -> None:
@@ -202,7 +209,10 @@ class SMMixHook(ModuleHook):
             seed = [runner.seed]
             broadcast_object_list(seed)
             self.seed = seed[0]
-        model = unwrap(runner.model)
+        self.watch(unwrap(runner.model))
+
+    def watch(self, model: nn.Module) -> None:
+        """Mix from now on whenever the model computes its losses in training."""
         self._handles = [
             # First of all: the clean pass is no part of what other hooks watch.
             model.register_forward_pre_hook(self._start, with_kwargs=True, prepend=True),
