@@ -40,8 +40,8 @@ def attention_rollout(attns: Sequence[Attention], residual: float = 0.5) -> Tens
 def attention_rollout_cls(attns: Sequence[Attention], residual: float = 0.5) -> Tensor:
     """Class-token row of :func:`attention_rollout`, in O(L T^2) instead of O(L T^3).
 
-    The row goes through the layers from the last to the first. With factors as input only one
-    layer's attention exists at a time.
+    The row goes through the layers from the last, of which only the class token's attention counts,
+    to the first. With factors as input only one layer's attention exists at a time.
 
     Args:
         attns (Sequence): See :func:`attention_rollout`.
@@ -50,14 +50,12 @@ def attention_rollout_cls(attns: Sequence[Attention], residual: float = 0.5) -> 
     Returns:
         Tensor: ``(B, T)``; sums to 1.
     """
-    row = None
     with _full_precision(attns):
-        for attn in reversed(attns):
-            attn = _head_mean(attn)
-            if row is None:
-                row = attn.new_zeros(attn.shape[0], 1, attn.shape[-1])
-                row[..., 0] = 1
-            row = (1 - residual) * (row @ attn) + residual * row
+        *earlier, last = attns
+        row = (1 - residual) * _head_mean(_of_class_token(last))
+        row[..., 0] += residual
+        for attn in reversed(earlier):
+            row = (1 - residual) * (row @ _head_mean(attn)) + residual * row
     return row[:, 0]
 
 
@@ -67,6 +65,13 @@ def _full_precision(attns: Sequence[Attention]) -> torch.autocast:
         raise ValueError('Attention rollout needs the attention of at least one layer')
     first = attns[0][0] if isinstance(attns[0], tuple) else attns[0]
     return torch.autocast(first.device.type, enabled=False)
+
+
+def _of_class_token(attn: Attention) -> Attention:
+    if isinstance(attn, tuple):
+        query, key = attn
+        return query[..., :1, :], key
+    return attn[..., :1, :]
 
 
 def _head_mean(attn: Attention) -> Tensor:
