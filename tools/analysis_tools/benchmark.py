@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from vitdown.engine.complexity import forward_of, input_size
 from vitdown.engine.launch import ConfigError, add_config_arguments, load_config, run_tool
 from vitdown.registry import MODELS
 
@@ -28,12 +29,15 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    model = MODELS.build(cfg.model).eval().to(device=device, dtype=dtype)
-    shape = args.shape or getattr(model.backbone, 'img_size', None)
+    model = MODELS.build(cfg.model).to(device=device, dtype=dtype)
+    model.eval()
+    shape = args.shape or input_size(model)
     if shape is None:
         raise ConfigError('The backbone does not say its input size; give --shape HEIGHT WIDTH')
     images = torch.rand(args.batch_size, 3, *shape, device=device, dtype=dtype)
-    forward = torch.compile(model) if args.compile else model
+    if args.compile:
+        model.compile()
+    forward = forward_of(model)
 
     def run() -> float:
         start = time.perf_counter()

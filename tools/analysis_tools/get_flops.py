@@ -2,7 +2,7 @@
 
 import argparse
 
-from vitdown.engine.complexity import get_flops
+from vitdown.engine.complexity import forward_of, get_flops, input_size
 from vitdown.engine.launch import ConfigError, add_config_arguments, load_config, run_tool
 from vitdown.registry import MODELS
 
@@ -12,7 +12,8 @@ def parse_args() -> argparse.Namespace:
     add_config_arguments(parser)
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar='PIXELS',
-        help="height and width (or one number) of the image; default: the backbone's img_size",
+        help="height and width (or one number) of the image; default: the backbone's img_size, "
+        '800 1280 for detectors',
     )  # fmt: skip
     parser.add_argument('--depth', type=int, default=2, help='depth of the module table')
     return parser.parse_args()
@@ -22,13 +23,13 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     model = MODELS.build(cfg.model)
-    shape = args.shape or getattr(model.backbone, 'img_size', None)
+    shape = args.shape or input_size(model)
     if shape is None:
         raise ConfigError('The backbone does not say its input size; give --shape HEIGHT WIDTH')
     if len(shape) > 2 or min(shape) < 1:
         raise ConfigError(f'--shape takes one or two positive numbers, got {shape}')
     height, width = shape if len(shape) == 2 else (shape[0], shape[0])
-    cost = get_flops(model, (3, height, width))
+    cost = get_flops(model, (3, height, width), forward_of(model))
     for name, macs in cost.by_module.items():
         if name != 'Global' and name.count('.') <= args.depth:
             print(f'{macs / 1e6:12.3f} M  {name}')

@@ -24,6 +24,35 @@ class Complexity:
     by_module: dict[str, int]
 
 
+def _is_detector(model: nn.Module) -> bool:
+    return any(cls.__module__.startswith('mmdet.') for cls in type(model).__mro__)
+
+
+def input_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width that a model's cost is usually stated for; None if unknown.
+
+    800 x 1280 for MMDetection's detectors, else the backbone's ``img_size``.
+    """
+    if _is_detector(model):
+        return 800, 1280
+    return getattr(model.backbone, 'img_size', None)
+
+
+def forward_of(model: nn.Module) -> Callable[[Tensor], object]:
+    """The forward pass as a function of images; MMDetection's detectors want data samples too."""
+    if not _is_detector(model):
+        return model
+    from mmdet.structures import DetDataSample
+
+    def forward(images: Tensor) -> object:
+        size = tuple(images.shape[2:])
+        shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+        samples = [DetDataSample(metainfo={**shapes, 'scale_factor': (1, 1)}) for _ in images]
+        return model(images, samples, mode='tensor')
+
+    return forward
+
+
 @torch.no_grad()
 def get_flops(
     model: nn.Module,
