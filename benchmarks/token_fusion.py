@@ -40,6 +40,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
+    parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='measure the time of this process on the processor, for one thread on a busy machine',
+    )
     parser.add_argument('--compile', action='store_true', help='run under torch.compile')
     return parser.parse_args()
 
@@ -83,17 +88,18 @@ def main() -> None:
     if args.compile:
         models = {name: torch.compile(model) for name, model in models.items()}
 
+    clock = time.process_time if args.cpu_time else time.perf_counter
     seconds = {name: [] for name in models}
     order = list(models)
     for round_ in range(args.warmup + args.rounds):
         random.Random(round_).shuffle(order)
         for name in order:
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             models[name](images)
             synchronize(device)
             if round_ >= args.warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
 
     def gain(name: str, over: str) -> float:
         return statistics.median(b / a for a, b in zip(seconds[name], seconds[over]))
@@ -101,7 +107,7 @@ def main() -> None:
     place = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
     print(
         f'{place}, {args.threads} threads, {args.dtype}, {args.arch}, batch {args.batch_size}, '
-        f'{args.rounds} rounds\n'
+        f'{args.rounds} rounds{", CPU time" if args.cpu_time else ""}\n'
     )
     print('| model | ms / batch | images/s | against plain |')
     print('| --- | --- | --- | --- |')
