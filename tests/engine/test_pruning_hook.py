@@ -132,11 +132,17 @@ def test_latency_of_a_table_and_evaluation_mode(tiny_config, tmp_path):
         run(tiny_config, tmp_path / 'run2', [hook])
 
 
+def test_target_below_the_smallest_model_is_refused(tiny_config, tmp_path):
+    hook = {**HOOK, 'targets': 0.4, 'structures': ['head']}
+    with pytest.raises(ValueError, match='cannot be reached: with one group left in every layer'):
+        run(tiny_config, tmp_path, [hook])
+
+
 def test_target_out_of_reach_is_reported(tiny_config, tmp_path, monkeypatch):
     messages = []
     monkeypatch.setattr(MMLogger, 'warning', lambda self, message, *args: messages.append(message))
-    run(tiny_config, tmp_path, [{**HOOK, 'targets': 0.05}], **{'train_cfg.max_epochs': 2})
-    assert any('above the target of 5 %' in str(message) for message in messages)
+    run(tiny_config, tmp_path, [{**HOOK, 'targets': 0.2}], **{'train_cfg.max_epochs': 2})
+    assert any('above the target of 20 %' in str(message) for message in messages)
 
 
 @pytest.mark.parametrize(

@@ -139,13 +139,24 @@ class PruningHook(Hook):
         self._stop_if_done()
 
     def build_pruner(self, runner: Runner) -> GlobalPruner:
-        """The pruner of a runner's model."""
+        """The pruner of a runner's model.
+
+        Raises:
+            ValueError: If the last target cannot be reached.
+        """
         model = unwrap(runner.model)
         cost = self._block_cost(model.backbone)
         pruner = GlobalPruner(model, cost, **self.pruner_options)
         if self.normalize_cost:
             pruner.cost = NormalizedCost(cost, pruner.structure.sizes)
             pruner.full_cost = 1.0
+        least = pruner.least_cost_ratio
+        if least > self.targets[-1]:
+            raise ValueError(
+                f'The target of {100 * self.targets[-1]:g} % of the {self.cost} cannot be reached: '
+                f'with one group left in every layer it is {100 * least:.1f} %. Raise the target, '
+                'prune more structures, or measure the latency at a larger batch size'
+            )
         return pruner
 
     def _block_cost(self, backbone: torch.nn.Module):

@@ -144,6 +144,15 @@ class GlobalPruner:
         """Present cost of the blocks as a share of the full one."""
         return total_cost(self.cost, self.sizes) / self.full_cost
 
+    @property
+    def least_cost_ratio(self) -> float:
+        """Cost that is left when every layer that may be pruned has one group."""
+        least = [
+            self.group_sizes[layer.kind] if layer.kind in self.kinds else layer.units
+            for layer in self.layers
+        ]
+        return total_cost(self.cost, Sizes.from_counts(least)) / self.full_cost
+
     @torch.no_grad()
     def accumulate(self) -> None:
         """Add the scores of one optimisation step; gradients must still be there."""
