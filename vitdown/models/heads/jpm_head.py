@@ -4,6 +4,7 @@ import torch
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
+from vitdown.models.layers import take_tokens
 from vitdown.registry import MODELS
 
 from .bnneck_head import BNNeck, ReIDHead
@@ -98,7 +99,7 @@ class JPMHead(ReIDHead):
         tokens = feats.last_layer_input
         if feats.last_layer_source is not None:
             # The jigsaw is one of places: every patch gets the token that it was fused into.
-            tokens = tokens.take_along_dim(feats.last_layer_source[..., None], dim=1)
+            tokens = take_tokens(tokens, feats.last_layer_source)
         cls_token, patches = tokens[:, :1], tokens[:, 1:]
         num_patches = patches.shape[1]
         run = num_patches // self.num_groups

@@ -4,6 +4,7 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from vitdown.models.layers import take_tokens
 from vitdown.registry import MODELS
 
 
@@ -52,7 +53,7 @@ class TokenLabelHead(ClsHead):
         logits = self.aux_head(self.pre_logits(feats))
         source = feats[-1].source
         if source is not None:
-            logits = logits.take_along_dim(source[..., None], dim=1)
+            logits = take_tokens(logits, source)
         return logits[:, 1:]
 
     def loss(self, feats: tuple, data_samples: list[DataSample], **kwargs) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from .semantic_tokens import (
     SemanticTokenRecovery,
 )
 from .side_information import SideInformationEmbedding
+from .take_tokens import take_tokens
 from .window_attention import FusedWindowMSA, RelativePositionBias
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     'pairwise_cross_attention',
     'resize_pos_embed',
     'select_top_r',
+    'take_tokens',
     'two_stream_attention',
 ]

@@ -4,6 +4,8 @@ from mmengine.model import BaseModule
 from mmpretrain.models.utils import LayerScale
 from torch import Tensor, nn
 
+from .take_tokens import take_tokens
+
 
 class MultiheadAttention(BaseModule):
     """Multi-head self-attention with mmpretrain's parameter names (``qkv``, ``proj``).
@@ -92,8 +94,8 @@ class MultiheadAttention(BaseModule):
         if type(self.qkv) is not nn.Linear:
             # A replaced layer (quantized, adapted) has to see the tokens itself.
             query, key, value = self.project_qkv(x)
-            return query.take_along_dim(rows[:, None, :, None], dim=2), key, value
-        local = x.take_along_dim(rows[..., None], dim=1)
+            return take_tokens(query, rows), key, value
+        local = take_tokens(x, rows)
         return *self._project_part(local, 0, 1), *self._project_part(x, 1, 3)
 
     def project_qk(self, x: Tensor) -> tuple[Tensor, Tensor]:

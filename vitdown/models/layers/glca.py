@@ -3,6 +3,7 @@ from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from .encoder_layer import TransformerEncoderLayer
+from .take_tokens import take_tokens
 
 
 class GLCABlock(TransformerEncoderLayer):
@@ -47,6 +48,6 @@ class GLCABlock(TransformerEncoderLayer):
             rows = torch.cat((rows, idx + 1), dim=1)
         query, key, value = self.attn.project_local_qkv(self.ln1(x), rows)
         out, weights = self.attn.attend(query, key, value, attn_bias, need_weights)
-        local = x.take_along_dim(rows[..., None], dim=1) + out
+        local = take_tokens(x, rows) + out
         local = self.ffn(self.ln2(local), identity=local)
         return (local, weights) if need_weights else local
