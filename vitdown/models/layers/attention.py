@@ -135,7 +135,8 @@ class MultiheadAttention(BaseModule):
         """Softmax attention before the output projection; see :meth:`attend`.
 
         Returns:
-            tuple: Values mixed by the weights, ``(B, N, H * v_dims)``, and what ``need_weights`` asks for.
+            tuple: Values mixed by the weights, ``(B, N, H * v_dims)``, and what ``need_weights``
+            asks for.
         """
         if need_weights not in (False, True, 'factors'):
             raise ValueError(f"need_weights must be a bool or 'factors', got {need_weights!r}")
