@@ -223,7 +223,7 @@ def run_python(*args) -> None:
 
 def prune(args: argparse.Namespace, criterion: str, seed: int, out: Path) -> Path:
     """Config of the dense model of one criterion, its checkpoint beside it."""
-    name = out / f'pruned_{args.target:g}'
+    name = out / f'pruned_{args.target:g}.pth'
     if name.with_suffix('.py').exists():
         return name.with_suffix('.py')
     if criterion != 'uniform':
@@ -243,7 +243,7 @@ def prune(args: argparse.Namespace, criterion: str, seed: int, out: Path) -> Pat
         pruner.structure, dict(model.named_parameters()), pruner.cost, args.target,
         pruner.group_sizes,
     )  # fmt: skip
-    return save_dense(cfg, model, pruner.structure, gates, name.with_suffix('.pth'))
+    return save_dense(cfg, model, pruner.structure, gates, name)
 
 
 def _groups(cfg: Config) -> dict:
