@@ -1,0 +1,9 @@
+# Reconstructed: the layout was found by matching the paper's multiply-adds.
+_base_ = [
+    '../_base_/models/stvit_cls.py',
+    '../_base_/datasets/imagenet_224_swin.py',
+    '../_base_/schedules/stvit_adamw_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(backbone=dict(arch='tiny', drop_path_rate=0.2, recover=False, num_semantic=4))

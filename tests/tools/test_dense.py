@@ -1,0 +1,168 @@
+"""Detection and segmentation through the tools: unpack, train, resume, test, analyse."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from PIL import Image
+
+from tests.conftest import ROOT, run_tool
+from vitdown.checkpoint import load_checkpoint_file
+from vitdown.engine.complexity import forward_of, get_flops, input_size
+from vitdown.engine.launch import load_config
+from vitdown.registry import MODELS
+
+NUCLEI = ROOT / 'configs/stvit/mask-rcnn_stvit-r-swin-mini_fpn_1xb4-4e_nuclei-256.py'
+CAMVID = ROOT / 'configs/stvit/upernet_stvit-r-swin-mini_1xb8-4e_camvid-180x240.py'
+
+
+@pytest.fixture(autouse=True)
+def default_scope():
+    """Loading a config of MMDetection doesn't reach the next test."""
+    yield
+    init_default_scope('vitdown')
+
+
+def jpeg(rng, size) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(buffer, 'jpeg')
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope='module')
+def nuclei_pack(tmp_path_factory):
+    """A pack of few small images with a disc or two each, as the real one is laid out."""
+    pack = tmp_path_factory.mktemp('pack')
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(pack / 'images.zip', 'w') as archive:
+        for part, count in (('train', 4), ('val', 2)):
+            images, annotations = [], []
+            for i in range(count):
+                name = f'{part}/{i}.jpg'
+                archive.writestr(name, jpeg(rng, (64, 80)))
+                images.append(dict(id=i, file_name=name, height=64, width=80))
+                for k in range(1 + i % 2):
+                    x, y, side = 10.0 + 30 * k, 12.0, 20.0
+                    annotations.append(
+                        dict(
+                            id=len(annotations) + 1, image_id=i, category_id=1, iscrowd=0,
+                            bbox=[x, y, side, side], area=side * side,
+                            segmentation=[[x, y, x + side, y, x + side, y + side, x, y + side]],
+                        )
+                    )  # fmt: skip
+            content = dict(
+                images=images,
+                annotations=annotations,
+                categories=[dict(id=1, name='nucleus')],
+            )
+            (pack / f'{part}.json').write_text(json.dumps(content))
+    return pack
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory, nuclei_pack):
+    root = tmp_path_factory.mktemp('data')
+    tool = 'tools/dataset_converters/unpack_coco.py'
+    output = run_tool(tool, nuclei_pack, root / 'nuclei_dsb2018').stdout
+    assert 'train: 4 images, 6 instances' in output
+    return {'VITDOWN_DATA': str(root)}
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory, data):
+    """Work dir of a tiny detector trained for two iterations."""
+    work_dir = tmp_path_factory.mktemp('detector')
+    run_tool(
+        'tools/train.py', NUCLEI, '--work-dir', work_dir, '--cfg-options',
+        'train_cfg.max_epochs=1', 'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
+        'val_dataloader.num_workers=0', 'default_hooks.logger.interval=1', env=data,
+    )  # fmt: skip
+    return work_dir
+
+
+def losses(work_dir):
+    (path,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_detector_trains(detector):
+    entries = losses(detector)
+    values = [entry['loss'] for entry in entries if 'loss' in entry]
+    assert len(values) == 2
+    assert all(np.isfinite(values))
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= entries[-1].keys()
+    weights = load_checkpoint_file(detector / 'epoch_1.pth')['state_dict']
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_its_checkpoint_reloads(detector, data, tmp_path):
+    out = tmp_path / 'metrics.json'
+    run_tool(
+        'tools/test.py', NUCLEI, detector / 'epoch_1.pth', '--work-dir', tmp_path, '--out', out,
+        '--cfg-options', 'test_dataloader.num_workers=0', env=data,
+    )  # fmt: skip
+    metrics, last = json.loads(out.read_text()), losses(detector)[-1]
+    assert metrics['coco/bbox_mAP'] == pytest.approx(last['coco/bbox_mAP'], abs=1e-6)
+    assert metrics['coco/segm_mAP'] == pytest.approx(last['coco/segm_mAP'], abs=1e-6)
+
+
+def test_missing_data_are_named(tmp_path):
+    result = run_tool(
+        'tools/train.py', NUCLEI, '--work-dir', tmp_path, check=False,
+        env={'VITDOWN_DATA': str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert 'nuclei_dsb2018/train.json' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+def test_flops_of_a_detector():
+    model = MODELS.build(load_config(str(NUCLEI)).model)
+    cost = get_flops(model, (3, 64, 96), forward_of(model))
+    backbone = get_flops(model.backbone, (3, 64, 96))
+    assert cost.by_module['MaskRCNN.backbone'] == backbone.macs
+    assert cost.macs > cost.by_module['MaskRCNN.neck'] + backbone.macs
+    assert input_size(model) == (800, 1280)
+
+
+def test_a_pack_without_its_images_is_refused(nuclei_pack, tmp_path):
+    content = json.loads((nuclei_pack / 'val.json').read_text())
+    content['images'][0]['file_name'] = 'val/lost.jpg'
+    broken = tmp_path / 'pack'
+    broken.mkdir()
+    (broken / 'val.json').write_text(json.dumps(content))
+    (broken / 'images.zip').write_bytes((nuclei_pack / 'images.zip').read_bytes())
+    tool = 'tools/dataset_converters/unpack_coco.py'
+    result = run_tool(tool, broken, tmp_path / 'out', check=False)
+    assert result.returncode == 2
+    assert 'val/lost.jpg' in result.stderr
+
+
+def test_a_segmentor_trains(tmp_path):
+    """From the pack to a checkpoint, on maps of odd sizes."""
+    rng = np.random.default_rng(0)
+    pack = dict(class_names=np.array([*(f'class{i}' for i in range(11)), 'unlabelled']))
+    for part in ('train', 'val', 'test'):
+        images = [jpeg(rng, (45, 60)) for _ in range(2)]
+        pack[f'{part}_jpeg'] = np.frombuffer(b''.join(images), np.uint8)
+        pack[f'{part}_offsets'] = np.cumsum([0, *map(len, images)])
+        pack[f'{part}_masks'] = rng.integers(0, 12, (2, 45, 60), dtype=np.uint8)
+        pack[f'{part}_names'] = np.array(['a.png', 'b.png'])
+    np.savez(tmp_path / 'camvid.npz', **pack)
+    tool = 'tools/dataset_converters/unpack_camvid.py'
+    run_tool(tool, tmp_path / 'camvid.npz', tmp_path / 'camvid')
+    mask = np.asarray(Image.open(tmp_path / 'camvid/masks/train/b.png'))
+    expected = pack['train_masks'][1]
+    np.testing.assert_array_equal(mask, np.where(expected == 11, 255, expected))
+    run_tool(
+        'tools/train.py', CAMVID, '--work-dir', tmp_path / 'work', '--cfg-options',
+        'train_cfg.max_epochs=1', 'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
+        'val_dataloader.num_workers=0', env={'VITDOWN_DATA': str(tmp_path)},
+    )  # fmt: skip
+    assert 0 <= losses(tmp_path / 'work')[-1]['mIoU'] <= 100
+    weights = load_checkpoint_file(tmp_path / 'work/epoch_1.pth')['state_dict']
+    assert all(torch.isfinite(value).all() for value in weights.values())
