@@ -9,6 +9,7 @@ from .distillation import (
 )
 from .metric_learning import MetricLearningLoss
 from .nvit_distillation import CNNDistillationLoss, FullModelLoss
+from .soft_target import SoftTargetLoss
 from .token_consistency import TokenConsistencyLoss
 from .triplet_loss import TripletLoss, batch_hard_triplet_loss
 from .uncertainty import UncertaintyWeightedLoss
@@ -23,6 +24,7 @@ __all__ = [
     'KDLoss',
     'MetricLearningLoss',
     'NKDLoss',
+    'SoftTargetLoss',
     'TokenConsistencyLoss',
     'TripletLoss',
     'USKDLoss',

@@ -1,3 +1,5 @@
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -159,6 +161,12 @@ class QuantQKV(Attending, QuantLinear):
         )
 
 
+def _without_autocast(device_type: str) -> AbstractContextManager:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 class QKRProjection(Attending, CachedWeights, nn.Linear):
     """Query-key reparametrisation (Sec. 4.2): the product of both weights is quantized per head.
 
@@ -210,7 +218,7 @@ class QKRProjection(Attending, CachedWeights, nn.Linear):
 
     def product(self) -> Tensor:
         """Latent product of query and key weights, ``(H * C, C)``: rows ``i * C ...`` are P_i."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with _without_autocast(self.weight.device.type):
             query, key, _ = self.weight.split(self.part_sizes)
             query, key = (w.unflatten(0, (self.num_heads, -1)) for w in (query, key))
             return (query.transpose(1, 2) @ key).flatten(0, 1)

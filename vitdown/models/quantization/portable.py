@@ -1,0 +1,96 @@
+"""Quantized models in a form that exporters understand: integer weights, plain operators."""
+
+import copy
+
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch import Tensor, nn
+
+from .functional import MIN_STEP
+from .modules import QKRProjection
+from .packed import IntegerWeight, integer_weights, quantized_modules
+from .quantizers import LSQQuantizer, quantizers_of
+
+
+class DequantizedWeight(nn.Module):
+    """In place of a weight's quantizer: the finished integers, scaled row by row.
+
+    Args:
+        weight (IntegerWeight): Its offset must have become part of the integers: up to 7 bits.
+
+    Raises:
+        ValueError: For StatsQ with 8 bits, whose odd integers take 9.
+    """
+
+    def __init__(self, weight: IntegerWeight) -> None:
+        super().__init__()
+        integers, scale, offset = weight.for_compute()
+        if offset:
+            raise ValueError(
+                "StatsQ's grid of 8 bits has no zero and does not fit into int8; export up to 7 "
+                "bits, or 8 with w_quant='lsq'"
+            )
+        self.register_buffer('integers', integers)
+        self.register_buffer('scale', scale)
+        self.register_buffer('zero_points', torch.zeros_like(scale, dtype=torch.int8))
+
+    def forward(self, _: Tensor) -> Tensor:
+        """The weight in float32, whatever the latent one is."""
+        return torch.ops.quantized_decomposed.dequantize_per_channel(
+            self.integers, self.scale, self.zero_points, 0, -128, 127, torch.int8
+        )
+
+
+class PlainLSQ(nn.Module):
+    """In place of a :class:`LSQQuantizer`: divide, clip, round and multiply.
+
+    Args:
+        quantizer (LSQQuantizer): With its steps set.
+    """
+
+    def __init__(self, quantizer: LSQQuantizer) -> None:
+        super().__init__()
+        self.bounds = quantizer.bounds
+        self.columns = quantizer.columns
+        self.register_buffer('step', quantizer.broadcast_step().detach().clamp(min=MIN_STEP))
+        before, after = (s if s is None else s.detach() for s in quantizer.shifts())
+        self.register_buffer('before', before)
+        self.register_buffer('after', after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantized input, of the same shape."""
+        if self.columns is not None:
+            x = x.unflatten(-2, (-1, self.columns))
+        x = x if self.before is None else x + self.before
+        x = (x / self.step).clamp(*self.bounds).round() * self.step
+        x = x if self.after is None else x + self.after
+        return x if self.columns is None else x.flatten(-3, -2)
+
+
+@torch.no_grad()
+def portable_copy(model: nn.Module) -> nn.Module:
+    """A copy that computes the same with integer weights and without autograd functions.
+
+    Args:
+        model (nn.Module): Quantized model, with all steps set.
+
+    Raises:
+        ValueError: If the steps are not set, or a weight does not fit into int8.
+    """
+    if any(not quantizer.is_initialized for quantizer in quantizers_of(model)):
+        raise ValueError(
+            'The steps of the quantizers are not set yet; load a trained checkpoint or run a batch'
+        )
+    model = copy.deepcopy(model).cpu()
+    for _, module in list(quantized_modules(model)):
+        weights = {k: DequantizedWeight(w) for k, w in integer_weights(module).items()}
+        if isinstance(module, QKRProjection):
+            module.weight_quant, module.product_quant = weights['value'], weights['product']
+        else:
+            module.weight_quant = weights['weight']
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LSQQuantizer):
+                setattr(module, name, PlainLSQ(child))
+    model.eval()
+    return model
