@@ -69,7 +69,7 @@ def reidentifier(**kwargs) -> dict:
     return dict(
         type='vitdown.ReIdentifier',
         backbone=vit_backbone(),
-        head=dict(type='BNNeckHead', num_classes=NUM_CLASSES, in_channels=24, **kwargs),
+        head={'type': 'BNNeckHead', 'num_classes': NUM_CLASSES, 'in_channels': 24, **kwargs},
     )
 
 

@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -6,7 +7,7 @@ from mmengine.logging import MMLogger
 from mmpretrain.structures import DataSample
 
 from vitdown.checkpoint import load_checkpoint_file
-from vitdown.engine.hooks import NKDHook, SMMixHook
+from vitdown.engine.hooks import NKDHook, SMMixHook, TokenConsistencyHook, USKDHook
 from vitdown.models.mixing import smooth_onehot, soft_cross_entropy
 
 from .classification import (
@@ -262,6 +263,38 @@ def test_works_with_distillation(tmp_path):
         assert set(steps[0]) == {'loss', 'loss_fine', 'loss_con', 'loss_nkd'}
         for seen, mixed in zip(inputs, spy.images, strict=True):
             assert torch.equal(seen, mixed)
+
+
+TOGETHER = {
+    'quantized': classifier(
+        vit_backbone(quant_cfg=dict(type='OFQ', w_bits=4, a_bits=4, act_granularity='tensor'))
+    ),
+    'quantized and fused': classifier(
+        vit_backbone(
+            quant_cfg=dict(type='OFQ', w_bits=4, a_bits=4, act_granularity='tensor'),
+            token_fusion=dict(type='MCTF', r=3),
+        )
+    ),
+    'dcal': reidentifier(type='DCALHead', num_heads=3),
+    'jpm': reidentifier(type='JPMHead', num_groups=2),
+}
+
+
+@pytest.mark.parametrize('name', TOGETHER)
+@pytest.mark.parametrize('reverse', [False, True])
+def test_all_hooks_together(tmp_path, name, reverse):
+    hooks = [SMMixHook(switch_prob=1.0), NKDHook(build(cnn(6), seed=2)), USKDHook()]
+    if 'fused' in name:
+        hooks.append(TokenConsistencyHook(r_max=2))
+    model = build(TOGETHER[name])
+    plain = model.state_dict().keys()
+    steps = watch(model)
+    train(model, tmp_path, hooks[::-1] if reverse else hooks, epochs=1)
+    added = {'loss_fine', 'loss_con', 'loss_nkd', 'loss_uskd'}
+    assert added <= set(steps[0])
+    assert ('loss_consistency' in steps[0]) == ('fused' in name)
+    assert all(math.isfinite(value) for step in steps for value in step.values())
+    assert model.state_dict().keys() == plain
 
 
 def with_mixup() -> dict:
