@@ -172,13 +172,18 @@ def test_compiles_into_one_graph(name):
     torch.testing.assert_close(model.layers[0].attn.qkv.weight.grad, gradient, rtol=1e-3, atol=1e-3)
 
 
-def test_exports_to_onnx(tmp_path):
+def test_exports_to_onnx_for_any_batch(tmp_path):
     model = build(POLICIES['mctf'], out_type='raw')
     path = tmp_path / 'model.onnx'
-    torch.onnx.export(model, (images(),), path, dynamo=True, verbose=False)
+    batch = torch.export.Dim('batch', min=1, max=64)
+    torch.onnx.export(
+        model, (images(),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
     session = onnxruntime.InferenceSession(path)
-    (out,) = session.run(None, {session.get_inputs()[0].name: images().numpy()})
-    np.testing.assert_allclose(out, model(images())[-1].detach(), rtol=1e-4, atol=1e-4)
+    for size in (1, 5):
+        (out,) = session.run(None, {session.get_inputs()[0].name: images(size).numpy()})
+        expected = model(images(size))[-1].detach()
+        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
 
 
 @every_policy
