@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from vitdown.models.quantization import quantizers_of
+
+from .classification import build, classifier, make_runner, reidentifier, train, vit_backbone
+
+W3A3 = dict(type='OFQ', w_bits=3, a_bits=3)
+
+
+def quantized(**kwargs):
+    config = classifier(vit_backbone(quant_cfg=W3A3))
+    config['head'].update(type='vitdown.LinearClsHead', quant_cfg=W3A3)
+    return config | kwargs
+
+
+def scalars(runner, name):
+    return runner.message_hub.get_scalar(f'train/{name}').data[0].tolist()
+
+
+def test_training_from_full_precision_and_reloading(tmp_path):
+    plain = build(classifier())
+    torch.save({'state_dict': plain.state_dict()}, tmp_path / 'plain.pth')
+    runner = train(
+        quantized(),
+        tmp_path / 'run',
+        [
+            dict(type='QuantCalibrationHook'),
+            dict(
+                type='DistillationHook',
+                losses=dict(loss_soft=dict(type='SoftTargetLoss')),
+                teacher=classifier(),
+                teacher_checkpoint=str(tmp_path / 'plain.pth'),
+                taps=dict(student_logits='head.fc', teacher_logits='head.fc'),
+            ),
+            dict(type='OscillationHook', log_interval=1, per_layer=True),
+        ],
+        load_from=str(tmp_path / 'plain.pth'),
+    )
+    assert scalars(runner, 'loss_soft')[-1] > 0
+    assert len(scalars(runner, 'osc/frac')) == len(scalars(runner, 'osc/band')) == 4
+    assert len(scalars(runner, 'osc/backbone.layers.0.attn.qkv.product/flips')) == 4
+    weights = torch.load(tmp_path / 'run/epoch_2.pth', weights_only=False)['state_dict']
+    again = build(quantized(), seed=5)
+    again.load_state_dict(weights)
+    assert all(quantizer.is_initialized for quantizer in quantizers_of(again))
+    image = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(again.eval()(image), runner.model.eval()(image))
+
+
+def test_calibration_is_that_of_the_first_batch(tmp_path):
+    model = build(quantized())
+    runner = make_runner(model, tmp_path, [dict(type='QuantCalibrationHook')], epochs=1)
+    reference = build(quantized())
+    batch = torch.stack([runner.train_dataloader.dataset[i]['inputs'] for i in range(6)])
+    reference.eval()
+    with torch.no_grad():
+        reference(reference.data_preprocessor({'inputs': list(batch)})['inputs'])
+    hook = next(h for h in runner.hooks if type(h).__name__ == 'QuantCalibrationHook')
+    hook.before_train(runner)
+    for own, expected in zip(quantizers_of(model), quantizers_of(reference)):
+        torch.testing.assert_close(own.step, expected.step)
+    before = [quantizer.step.clone() for quantizer in quantizers_of(model)]
+    hook.before_train(runner)
+    assert all(torch.equal(a, q.step) for a, q in zip(before, quantizers_of(model)))
+
+
+@pytest.mark.parametrize('cga_on_qk', ['none', 'grad'])
+def test_cga_with_accumulation_clipping_and_decay(tmp_path, cga_on_qk):
+    model = build(quantized())
+    annealed = 'backbone.layers.0.ffn.layers.0.0.weight'
+    runner = make_runner(
+        model,
+        tmp_path,
+        [
+            dict(type='QuantCalibrationHook'),
+            dict(type='CGAHook', boundary_range=0.02, cga_on_qk=cga_on_qk),
+        ],
+        batch_size=3,
+        optim_wrapper=dict(accumulative_counts=2, clip_grad=dict(max_norm=0.1)),
+    )
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    runner.train()
+    moved = {name: p.detach() != start[name] for name, p in model.named_parameters()}
+    # Four optimizer steps with weight decay: most weights have not changed by a bit
+    assert 0 < moved[annealed].float().mean() < 0.5
+    assert moved['backbone.layers.0.ln1.weight'].all()
+    queries_and_keys, values = moved['backbone.layers.0.attn.qkv.weight'].split([48, 24])
+    assert queries_and_keys.float().mean() > 0.95
+    assert values.float().mean() < 0.5
+    assert moved['head.fc.weight'].all()
+
+
+def test_hooks_refuse_a_model_without_quantizers(tmp_path):
+    for hook in ('CGAHook', 'OscillationHook'):
+        runner = make_runner(classifier(), tmp_path / hook, [dict(type=hook)])
+        with pytest.raises(ValueError, match='quant'):
+            runner.train()
+
+
+@pytest.mark.parametrize(
+    ('hook', 'message'),
+    [
+        (dict(type='QuantCalibrationHook', num_batches=0), 'num_batches must be at least 1'),
+        (dict(type='OscillationHook', interval=0), 'interval and log_interval'),
+        (dict(type='CGAHook', boundary_range=0), 'boundary_range must be between'),
+        (dict(type='CGAHook', cga_on_qk='all'), "must be one of .*'grad'.*got 'all'"),
+    ],
+)
+def test_bad_settings(tmp_path, hook, message):
+    with pytest.raises(ValueError, match=message):
+        train(quantized(), tmp_path, [hook])
+
+
+def test_re_id_training(tmp_path):
+    config = reidentifier()
+    config['backbone'] = vit_backbone(quant_cfg=W3A3)
+    runner = train(config, tmp_path, [dict(type='QuantCalibrationHook', num_batches=2)])
+    assert all(quantizer.is_initialized for quantizer in quantizers_of(runner.model))
+
+
+def test_quantizers_work_in_float32_under_autocast():
+    model = build(quantized())
+    image = torch.randn(2, 3, 16, 16)
+    model(image)
+    products = []
+    layer = model.backbone.layers[0].attn.qkv
+    layer.product_quant.register_forward_pre_hook(lambda _, args: products.append(args[0]))
+    with torch.autocast('cpu', torch.bfloat16):
+        out = model(image)
+        assert layer.input_quant(image.new_zeros(1, 17, 24)).dtype == torch.float32
+    assert products[0].dtype == torch.float32
+    assert torch.equal(products[0], layer.product())
+    out.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
