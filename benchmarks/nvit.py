@@ -99,10 +99,12 @@ def compare_latency(args: argparse.Namespace) -> None:
         arch: NViT(arch, args.img_size, with_dist_token=True).eval().to(device)
         for arch in args.archs
     }
-    seconds = {
-        arch: median_seconds(lambda model=model: model(images), args.repeats, device)
-        for arch, model in models.items()
-    }
+    # In turn, so that other work on the machine slows all of them alike
+    rounds = [
+        [median_seconds(lambda m=model: m(images), 1, device) for model in models.values()]
+        for _ in range(args.repeats)
+    ]
+    seconds = {arch: statistics.median(times) for arch, times in zip(models, zip(*rounds))}
     first = seconds[args.archs[0]]
     print(f'{device_name(device)}, float32, batch {args.batch_size}, median of {args.repeats}')
     rows = [['arch', 'parameters', 'seconds', f'speed-up over {args.archs[0]}']]
