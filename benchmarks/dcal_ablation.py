@@ -1,6 +1,6 @@
 """DCAL against its baseline: what each branch adds, on small data, with a small model.
 
-    export VITDOWN_DATA=FOLDER  # that holds omniglot/, nyala/ and flowers17/
+    export VITDOWN_DATA=FOLDER  # holds omniglot/, nyala/, flowers17/; writable
     python -m benchmarks.dcal_ablation --sets synthetic omniglot --seeds 0 1 2
 
 All variants of a set share model, images, epochs and schedule, all in ``SETS``. Every finished
