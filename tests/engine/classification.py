@@ -86,7 +86,7 @@ def make_runner(
 ) -> Runner:
     init_default_scope('vitdown')
     loader = dict(
-        dataset=Images(kwargs.pop('size', (16, 16))),
+        dataset=kwargs.pop('dataset', None) or Images(kwargs.pop('size', (16, 16))),
         batch_size=kwargs.pop('batch_size', 6),
         num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=False),

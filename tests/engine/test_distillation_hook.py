@@ -9,10 +9,12 @@ from torch import nn
 
 from vitdown.checkpoint import CheckpointError, load_checkpoint_file
 from vitdown.engine.hooks import DistillationHook, NKDHook, StopDistillHook, USKDHook
+from vitdown.models.losses.distillation import nkd_parts
 from vitdown.registry import MODELS
 
 from .classification import (
     NUM_CLASSES,
+    Images,
     build,
     classifier,
     cnn,
@@ -91,6 +93,53 @@ def test_resumed_run_goes_on_bit_by_bit(tmp_path, teacher_file, name):
     assert rest == whole[4:]
     for key, value in expected.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
+
+
+class Blobs(Images):
+    """Noisy images around the centres of six classes, of which two each are near one another."""
+
+    def __init__(self, num: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randn(num, 3, 16, 16, generator=generator)
+        self.images += blob_centres()[torch.arange(num) % NUM_CLASSES]
+
+
+def blob_centres() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    pairs = torch.randn(3, 1, 3, 4, 4, generator=generator).expand(3, 2, 3, 4, 4)
+    own = 0.1 * torch.randn(3, 2, 3, 4, 4, generator=generator)
+    return 0.5 * nn.functional.interpolate((pairs + own).flatten(0, 1), scale_factor=4)
+
+
+class BestGuess(nn.Module):
+    """The teacher that knows the centres and the noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Flatten()
+        self.centres = nn.Parameter(blob_centres().flatten(1))
+
+    def forward(self, x):
+        return self.score(-(x.flatten(1)[:, None] - self.centres).square().sum(2) / 2)
+
+
+def test_students_learn_how_the_teacher_sees_other_classes(tmp_path):
+    teacher = BestGuess()
+    test = Blobs(600, seed=1)
+    labels = torch.arange(600) % NUM_CLASSES
+    with torch.no_grad():
+        guess = teacher(test.images)
+    assert 0.6 < (guess.argmax(1) == labels).float().mean() < 0.97
+    divergence = {}
+    for name in ('none', 'nkd'):
+        hooks = [NKDHook(teacher, taps=dict(teacher_logits='score'))] if name == 'nkd' else []
+        model = build(cnn(4))
+        train(model, tmp_path / name, hooks, dataset=Blobs(96, seed=0), batch_size=24, epochs=8)
+        with torch.no_grad():
+            logits = model.eval()(test.images)
+        nontarget = nkd_parts(logits, guess, labels)[1] - nkd_parts(guess, guess, labels)[1]
+        divergence[name] = nontarget.item()
+    assert 0 < divergence['nkd'] < 0.9 * divergence['none']
 
 
 class Witness(nn.Module):
