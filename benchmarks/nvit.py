@@ -28,7 +28,6 @@ from vitdown.models.pruning import (
     GlobalPruner,
     LatencyTable,
     MultiplyAdds,
-    NormalizedCost,
     Sizes,
     ViTStructure,
     device_name,
@@ -175,8 +174,7 @@ def compare_pruner(args: argparse.Namespace) -> None:
     for parameter in model.parameters():
         parameter.grad = 1e-3 * torch.randn_like(parameter)
     structure = ViTStructure(model)
-    cost = NormalizedCost(MultiplyAdds(197), structure.sizes)
-    pruner = GlobalPruner(model, cost)
+    pruner = GlobalPruner(model, MultiplyAdds(197))
     cpu = torch.device('cpu')
     parameters = dict(model.named_parameters())
     ours = taylor_gate_scores(structure, parameters)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from tests.engine.test_distributed import build_model, free_port, make_batch
 from vitdown.checkpoint import load_checkpoint_file
 from vitdown.engine.hooks import PruningHook
 from vitdown.engine.launch import build_runner, load_config
-from vitdown.models.pruning import GlobalPruner, MultiplyAdds, Sizes, ViTStructure
+from vitdown.models.pruning import GlobalPruner, LatencyTable, MultiplyAdds, Sizes, ViTStructure
 from vitdown.registry import HOOKS, MODELS
 
 GROUPS = dict(emb=4, head=1, qk=2, v=2, mlp=8)
@@ -114,11 +115,10 @@ def test_resumed_run_prunes_alike(pruned, tiny_config, tmp_path):
 
 
 def test_latency_of_a_table_and_evaluation_mode(tiny_config, tmp_path):
-    from vitdown.models.pruning import measure_latency
-
     axes = dict(emb=[6, 24], heads=[1, 3], qk=[1, 8], v=[1, 8], mlp=[1, 48])
-    table = measure_latency(axes, 9, 8, repeats=3, warmup=1).monotone()
-    table.save(tmp_path / 'table.json')
+    grid = np.stack(np.meshgrid(*axes.values(), indexing='ij'), axis=-1)
+    seconds = 1e-9 * MultiplyAdds(9)(grid.reshape(-1, 5)).reshape(grid.shape[:-1])
+    LatencyTable(axes, seconds, dict(num_tokens=9)).save(tmp_path / 'table.json')
     hook = {**HOOK, 'cost': 'latency', 'latency_table': str(tmp_path / 'table.json'),
             'targets': 0.9, 'switch_to_eval': True, 'export': False}  # fmt: skip
     runner = run(tiny_config, tmp_path / 'run', [hook])

@@ -327,10 +327,8 @@ def test_last_group_of_a_layer_stays():
 
 
 def pruner(model, **kwargs):
-    structure = ViTStructure(model)
-    cost = NormalizedCost(MultiplyAdds(9), structure.sizes)
     options = dict(
-        cost=cost, cost_weight=1e-3, prune_per_event=4, rank_unit=1,
+        cost=MultiplyAdds(9), cost_weight=1e-3, prune_per_event=4, rank_unit=1,
         group_sizes=dict(emb=4, head=1, qk=2, v=2, mlp=8),
     )  # fmt: skip
     return GlobalPruner(model, **{**options, **kwargs})

@@ -142,6 +142,7 @@ def check_schedule(golden: GoldenFile) -> None:
         vit_of(layers),
         table,
         cost_weight=config['latency_weight'],
+        normalize_cost=False,
         prune_per_event=config['prune_per_event'],
         rank_unit=config['rank_unit'],
         max_units=config['max_units'],

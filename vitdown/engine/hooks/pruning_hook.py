@@ -14,7 +14,6 @@ from vitdown.models.pruning import (
     GlobalPruner,
     LatencyTable,
     MultiplyAdds,
-    NormalizedCost,
     Parameters,
     save_dense,
 )
@@ -103,14 +102,17 @@ class PruningHook(Hook):
         self.targets = targets
         self.cost = cost
         self.latency_table = latency_table
-        self.normalize_cost = normalize_cost
         self.interval = interval
         self.switch_to_eval = switch_to_eval
         self.export = export
         self.ln_mode = ln_mode
         self.stop = stop
         self.pruner_options = dict(
-            cost_weight=cost_weight, group_sizes=group_sizes, kinds=structures, **pruner
+            cost_weight=cost_weight,
+            normalize_cost=normalize_cost,
+            group_sizes=group_sizes,
+            kinds=structures,
+            **pruner,
         )
         self.pruner: GlobalPruner | None = None
         self._steps = 0
@@ -145,11 +147,7 @@ class PruningHook(Hook):
             ValueError: If the last target cannot be reached.
         """
         model = unwrap(runner.model)
-        cost = self._block_cost(model.backbone)
-        pruner = GlobalPruner(model, cost, **self.pruner_options)
-        if self.normalize_cost:
-            pruner.cost = NormalizedCost(cost, pruner.structure.sizes)
-            pruner.full_cost = 1.0
+        pruner = GlobalPruner(model, self._block_cost(model.backbone), **self.pruner_options)
         least = pruner.least_cost_ratio
         if least > self.targets[-1]:
             raise ValueError(
@@ -172,6 +170,11 @@ class PruningHook(Hook):
                 f'The latency table {self.latency_table} was measured with {measured} tokens, the '
                 f'model has {num_tokens}; measure one for this config'
             )
+        print_log(
+            f'Latency as measured on {table.info.get("device", "an unknown device")}, '
+            f'{table.info.get("dtype")}, batch {table.info.get("batch_size")}',
+            logger='current',
+        )
         return table
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:

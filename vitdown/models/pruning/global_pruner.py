@@ -5,7 +5,7 @@ import torch
 from mmengine.dist import broadcast
 from torch import Tensor, nn
 
-from .cost import BlockCost, total_cost, unit_savings
+from .cost import BlockCost, NormalizedCost, total_cost, unit_savings
 from .ranking import (
     NVIT_GROUP_SIZES,
     check_group_sizes,
@@ -30,9 +30,10 @@ class GlobalPruner:
 
     Args:
         model (nn.Module): See :class:`ViTStructure`.
-        cost (Callable): Cost of a block (:class:`LatencyTable`, :class:`MultiplyAdds`,
-            :class:`Parameters` or normalised, :class:`NormalizedCost`).
+        cost (Callable): Cost of a block: :class:`LatencyTable`, :class:`MultiplyAdds` or
+            :class:`Parameters`.
         cost_weight (float): Weight of the cost against the importance; 0 ranks by importance.
+        normalize_cost (bool): Whether the cost is divided by the full model's. Defaults to True.
         prune_per_event (int): Units by which the rank of the threshold grows at each event, given
             groups of ``rank_unit``.
         rank_unit (int): Units of a group by which ranks are counted. Defaults to 16.
@@ -61,6 +62,7 @@ class GlobalPruner:
         model: nn.Module,
         cost: BlockCost,
         cost_weight: float = 4.85e-4,
+        normalize_cost: bool = True,
         prune_per_event: int = 32,
         rank_unit: int = 16,
         max_units: int | None = None,
@@ -93,7 +95,7 @@ class GlobalPruner:
             [layer for layer in self.structure.layers if layer.kind in kinds], self.group_sizes
         )
         self.model = model
-        self.cost = cost
+        self.cost = NormalizedCost(cost, self.structure.sizes) if normalize_cost else cost
         self.cost_weight = cost_weight
         self.prune_per_event = prune_per_event
         self.rank_unit = rank_unit
@@ -105,7 +107,7 @@ class GlobalPruner:
         self.norm = norm
         self.count_pruned = count_pruned
         self.seed = seed
-        self.full_cost = total_cost(cost, self.structure.sizes)
+        self.full_cost = total_cost(self.cost, self.structure.sizes)
         self.gates = self.structure.full_gates()
         self.history: list[dict] = []
         self.num_steps = 0
