@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -98,18 +99,21 @@ def test_the_model_index_lists_every_metafile():
 
 
 def test_a_wheel_has_configs_tools_and_the_page(tmp_path):
+    source = tmp_path / 'source'
+    # A copy: building leaves files behind.
+    for name in ('vitdown', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'model-index.yml'):
+        shutil.copy(ROOT / name, source)
     subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', ROOT, '--no-deps', '--no-build-isolation',
+        [sys.executable, '-m', 'pip', 'wheel', source, '--no-deps', '--no-build-isolation',
          '--quiet', '--wheel-dir', tmp_path],
         check=True,
-        cwd=tmp_path,
     )  # fmt: skip
     (wheel,) = tmp_path.glob('vitdown-*.whl')
     names = zipfile.ZipFile(wheel).namelist()
     configs = [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/**/*.py')]
     wanted = [f'vitdown/.mim/{name}' for name in (*configs, 'tools/train.py', 'model-index.yml')]
-    wanted += [
-        f'vitdown/apis/search_page/{name}' for name in ('templates/page.html', 'static/page.css')
-    ]
+    wanted += [f'vitdown/apis/search_page/{n}' for n in ('templates/page.html', 'static/page.css')]
     assert not set(wanted) - set(names)
     assert not [name for name in names if 'installer' in name or name.startswith('tests')]

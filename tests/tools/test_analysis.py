@@ -31,12 +31,14 @@ def test_print_config_shows_overrides():
     assert "arch='deit-small'" in output
 
 
-def test_benchmark_reports_throughput(tiny_config):
+def test_benchmark_compares_runtimes(tiny_config):
     output = run_tool(
         'tools/analysis_tools/benchmark.py', tiny_config, '--batch-size', '2', '--repeats', '3',
-        '--device', 'cpu',
+        '--device', 'cpu', '--backends', 'eager', 'onnx',
     ).stdout  # fmt: skip
-    assert re.search(r'CPU, float32, batch 2, 32x16: [\d.]+ images/s', output)
+    assert 'CPU, float32, batch 2, 32x16:' in output
+    for name in ('eager', 'onnx'):
+        assert re.search(rf'{name} +[\d.]+ images/s +[\d.]+ ms a batch +[\d.]+ x eager', output)
 
 
 def test_browse_dataset_writes_contact_sheets(tiny_config, tmp_path):

@@ -1,0 +1,111 @@
+"""ONNX files give what PyTorch gives, for batches of any size; see also the tests of the tools."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from vitdown.deployment import DeployModel, OnnxExportError, export_onnx, onnx_session
+from vitdown.registry import MODELS
+
+VIT = dict(
+    type='VisionTransformer',
+    arch=dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48),
+    img_size=(32, 16),
+    patch_size=8,
+)
+NVIT = dict(
+    VIT,
+    type='NViT',
+    arch=dict(
+        embed_dims=24, num_layers=2, num_heads=[2, 3], qk_dims=[8, 4], v_dims=[4, 12],
+        feedforward_channels=[16, 40],
+    ),
+)  # fmt: skip
+STVIT = dict(
+    VIT,
+    type='STViTDeiT',
+    arch=dict(embed_dims=24, num_layers=6, num_heads=3, feedforward_channels=48),
+    img_size=(64, 32),
+    num_base=2,
+)
+SWIN = dict(type='STViTSwin', arch=dict(embed_dims=8, depths=[1, 1, 6, 1], num_heads=[1, 1, 2, 4]))
+BNNECK = dict(type='BNNeckHead', num_classes=6, in_channels=24)
+DCAL = dict(
+    type='DCALHead', num_classes=6, in_channels=24, num_heads=3, feedforward_channels=48
+)  # fmt: skip
+FUSED = dict(VIT, token_fusion=dict(type='MCTF', r=2))
+
+
+def build(backbone: dict, head: dict = BNNECK):
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type='ReIdentifier', backbone=backbone, head=head))
+    model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'head', 'size'),
+    [
+        (VIT, DCAL, (32, 16)),
+        (FUSED, BNNECK, (32, 16)),
+        (NVIT, BNNECK, (32, 16)),
+        (STVIT, BNNECK, (64, 32)),
+        (SWIN, dict(BNNECK, in_channels=64), (64, 32)),
+    ],
+    ids=['dcal', 'mctf', 'nvit', 'stvit-deit', 'stvit-swin'],
+)
+def test_every_family_is_exported(backbone, head, size, tmp_path):
+    deployed = DeployModel(build(backbone, head))
+    assert export_onnx(deployed, tmp_path / 'model.onnx', size) < 1e-5
+    images = deployed.example(3, size, seed=7)
+    (output,) = onnx_session(tmp_path / 'model.onnx').run(None, {'images': images.numpy()})
+    np.testing.assert_allclose(output, deployed(images).detach(), rtol=1e-3, atol=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ['model.onnx']
+
+
+def test_decoded_images_are_normalised_inside(tmp_path):
+    model = build(VIT)
+    deployed = DeployModel(model, preprocess=True)
+    export_onnx(deployed, tmp_path / 'model.onnx', (32, 16))
+    rgb = deployed.example(2, (32, 16))
+    # What a pipeline packs is BGR.
+    packed = rgb.permute(0, 3, 1, 2).flip(1)
+    inputs = model.data_preprocessor({'inputs': packed})['inputs']
+    (output,) = onnx_session(tmp_path / 'model.onnx').run(None, {'images': rgb.numpy()})
+    np.testing.assert_allclose(output, model(inputs).detach(), rtol=1e-3, atol=1e-4)
+    (tensor,) = onnx.load(tmp_path / 'model.onnx').graph.input
+    assert [d.dim_value for d in tensor.type.tensor_type.shape.dim] == [0, 32, 16, 3]
+
+
+class Rounded(torch.nn.Module):
+    """A model whose outputs are out of reach of any tolerance below one."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = self.head = torch.nn.Identity()
+
+    def forward(self, images, mode):
+        return images.flatten(1)[:, :4]
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path):
+    with pytest.raises(OnnxExportError, match='differs from the model'):
+        export_onnx(DeployModel(Rounded()), tmp_path / 'model.onnx', (8, 8), tolerance=-1)
+    assert not list(tmp_path.iterdir())
+
+
+class Branching(Rounded):
+    def forward(self, images, mode):
+        return images.flatten(1) if images.sum() > 0 else -images.flatten(1)
+
+
+def test_what_no_graph_can_hold_is_refused(tmp_path):
+    with pytest.raises(OnnxExportError, match='Identity with Identity can not be written as ONNX'):
+        export_onnx(DeployModel(Branching()), tmp_path / 'model.onnx', (8, 8))
+
+
+def test_models_that_do_not_say_how_to_normalise():
+    model = MODELS.build(dict(type='ReIdentifier', backbone=VIT, head=BNNECK, data_preprocessor={}))
+    with pytest.raises(ValueError, match='no mean and std'):
+        DeployModel(model, preprocess=True)

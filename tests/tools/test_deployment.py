@@ -1,0 +1,22 @@
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from tests.conftest import run_tool
+from vitdown.apis import ReIDInferencer
+
+
+def test_an_exported_model_embeds_as_the_inferencer_does(
+    tiny_config, tiny_checkpoint, market_root, tmp_path
+):
+    output = run_tool(
+        'tools/deployment/export_onnx.py', tiny_config, tiny_checkpoint, tmp_path / 'a.onnx',
+        '--preprocess',
+    ).stdout  # fmt: skip
+    assert 'a.onnx: 32x16, batch of any size, differs from PyTorch by' in output
+    query = market_root / 'query'
+    expected = ReIDInferencer(tiny_config, tiny_checkpoint, device='cpu')(query).features
+    # These images have the model's size already.
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(query.iterdir())])
+    (features,) = onnxruntime.InferenceSession(tmp_path / 'a.onnx').run(None, {'images': images})
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
