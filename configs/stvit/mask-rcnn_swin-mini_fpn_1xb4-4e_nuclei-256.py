@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/models/mask-rcnn_swin-mini.py',
     '../_base_/datasets/nuclei_instance_256.py',
-    '../_base_/schedules/adamw_det_small.py',
+    '../_base_/schedules/adamw_dense_4e.py',
     '../_base_/det_runtime.py',
 ]
 

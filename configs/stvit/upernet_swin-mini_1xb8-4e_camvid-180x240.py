@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/models/upernet_swin-mini.py',
     '../_base_/datasets/camvid_180x240.py',
-    '../_base_/schedules/adamw_det_small.py',
+    '../_base_/schedules/adamw_dense_4e.py',
     '../_base_/seg_runtime.py',
 ]
 

@@ -1,4 +1,4 @@
-# Small detectors from scratch: one cycle without mixed precision
+# Small detectors and segmentors from scratch: one cycle without mixed precision
 max_epochs = 4
 
 optim_wrapper = dict(
