@@ -7,6 +7,7 @@ distance between two neighbouring codes.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -174,6 +175,11 @@ def lsq_initial_step(
     return factor * x.sum_to_size(step_shape) / (shared * math.sqrt(qp))
 
 
+def _next_float32(value: int, towards: float) -> float:
+    """The float32 beside an integer."""
+    return float(np.nextafter(np.float32(value), np.float32(towards)))
+
+
 class _LSQ(torch.autograd.Function):
     """``clamp -> round`` with both shifts in one node, which keeps one float per element."""
 
@@ -193,12 +199,12 @@ class _LSQ(torch.autograd.Function):
         scaled, step = ctx.saved_tensors
         qn, qp = ctx.bounds
         before, after = ctx.shifts
-        clamped = scaled.clamp(qn, qp)
-        inside = clamped == scaled
-        grad_x = grad * inside
+        # Zero outside the bounds, which belong to the inside: one pass instead of a mask
+        low, high = _next_float32(qn, -math.inf), _next_float32(qp, math.inf)
+        grad_x = torch.ops.aten.hardtanh_backward(grad, scaled, low, high)
         # round(v) - v inside, the bound outside
-        slope = clamped.round_().sub_(scaled * inside)
-        grad_step = slope.mul_(grad).sum_to_size(step.shape)
+        slope = scaled.clamp(qn, qp).round_().mul_(grad).addcmul_(grad_x, scaled, value=-1)
+        grad_step = slope.sum_to_size(step.shape)
         grad_step = grad_step / math.sqrt(qp * (grad.numel() // step.numel()))
         grad_before = None if before is None else grad_x.sum_to_size(before)
         grad_after = None if after is None else grad.sum_to_size(after)
