@@ -60,8 +60,9 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     if args.resume == 'auto':
-        cfg.load_from = find_resumable_checkpoint(cfg.work_dir)
-        cfg.resume = cfg.load_from is not None
+        # Where there is nothing to resume yet, the config's own load_from stays.
+        if (checkpoint := find_resumable_checkpoint(cfg.work_dir)) is not None:
+            cfg.load_from, cfg.resume = checkpoint, True
     elif args.resume is not None:
         cfg.load_from, cfg.resume = args.resume, True
 
