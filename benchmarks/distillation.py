@@ -115,9 +115,9 @@ def time_step(batch: int, repeats: int) -> None:
         sum(student(inputs, samples, mode='loss').values()).backward()
 
     def distill() -> None:
-        with distiller.record() as recorder:
+        with distiller.record(inputs, samples) as seen:
             own = student(inputs, samples, mode='loss')
-        sum(distiller.add_to(own, recorder, inputs, samples).values()).backward()
+        sum(distiller.add_to(own, seen, samples).values()).backward()
 
     seconds = interleaved(dict(floor=floor, distill=distill), repeats)
     ratio = seconds['distill'] / seconds['floor']

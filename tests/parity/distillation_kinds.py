@@ -181,6 +181,7 @@ def network(config: dict) -> dict:
         )
     return dict(
         type='mmpretrain.ImageClassifier',
+        data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
         backbone=built,
         neck=dict(type=f'mmpretrain.{config["neck"]["type"]}') if config['neck'] else None,
         head=dict(

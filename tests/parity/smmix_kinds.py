@@ -134,8 +134,14 @@ def classifier(config: dict) -> nn.Module:
     return MODELS.build(
         dict(
             type='mmpretrain.ImageClassifier',
+            data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
             backbone=dict(type=f'vitdown.{backbone["type"]}', **common, **own),
-            head=dict(type=head, num_classes=num_classes, in_channels=dims),
+            head=dict(
+                type=head,
+                num_classes=num_classes,
+                in_channels=dims,
+                loss=dict(type='mmpretrain.CrossEntropyLoss'),
+            ),
         )
     )
 

@@ -10,7 +10,7 @@ from vitdown.models.distillation import (
     DistilledClassifier,
     Distiller,
     FrozenTeacher,
-    Recorder,
+    Observation,
     Tap,
     build_losses,
     build_teacher,
@@ -68,7 +68,7 @@ class DistillationHook(ModuleHook):
             raise ValueError('There is a teacher_checkpoint, but no teacher')
         self._teacher_eval = teacher_eval
         self._distiller: Distiller | None = None
-        self._recorder: Recorder | None = None
+        self._seen: Observation | None = None
         self._handles: list[RemovableHandle] = []
 
     def before_run(self, runner: Runner) -> None:
@@ -106,6 +106,7 @@ class DistillationHook(ModuleHook):
     def before_train(self, runner: Runner) -> None:
         model = unwrap(runner.model)
         self._handles = [
+            # After hooks that change the images, which come before this one by their priority.
             model.register_forward_pre_hook(self._start, with_kwargs=True),
             # Called even when the model fails, so that no tap is left behind.
             model.register_forward_hook(self._finish, with_kwargs=True, always_call=True),
@@ -116,13 +117,13 @@ class DistillationHook(ModuleHook):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._distiller = self._recorder = None
+        self._distiller = self._seen = None
 
     def _start(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        learns = model.training and bind_call(model, args, kwargs).get('mode') == 'loss'
-        if learns and self.enabled:
-            self._recorder = self._distiller.record()
-            self._recorder.__enter__()
+        call = bind_call(model, args, kwargs)
+        if self.enabled and model.training and call.get('mode') == 'loss':
+            self._seen = self._distiller.record(call['inputs'], call['data_samples'])
+            self._seen.__enter__()
 
     def _finish(
         self, model: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Tensor] | None
@@ -130,15 +131,15 @@ class DistillationHook(ModuleHook):
         call = bind_call(model, args, kwargs)
         if call.get('mode') != 'loss' or not model.training:
             return None
-        recorder, self._recorder = self._recorder, None
-        if recorder is not None:
-            recorder.__exit__()
+        seen, self._seen = self._seen, None
+        if seen is not None:
+            seen.__exit__()
         if losses is None:
             return None
-        if recorder is None:
+        if seen is None:
             zero = self._distiller.zero()
             return {**losses, 'loss_stopped': zero} if isinstance(zero, Tensor) else None
-        return self._distiller.add_to(losses, recorder, call['inputs'], call['data_samples'])
+        return self._distiller.add_to(losses, seen, call['data_samples'])
 
 
 @HOOKS.register_module()

@@ -1,7 +1,7 @@
 """Distillation: taps into student and teacher, the losses between them, and a model of both."""
 
 from .classifier import DistilledClassifier
-from .distiller import Distiller, batch_target, build_losses
+from .distiller import Distiller, Observation, batch_target, build_losses
 from .taps import Recorder, Tap, find_classifier, find_module
 from .teacher import FrozenTeacher, build_teacher, get_logits
 
@@ -9,6 +9,7 @@ __all__ = [
     'DistilledClassifier',
     'Distiller',
     'FrozenTeacher',
+    'Observation',
     'Recorder',
     'Tap',
     'batch_target',

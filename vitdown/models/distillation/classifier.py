@@ -82,9 +82,9 @@ class DistilledClassifier(BaseModel):
             losses = self.student(inputs, data_samples, mode='loss')
             zero = self._distiller.zero()
             return {**losses, 'loss_stopped': zero} if isinstance(zero, Tensor) else losses
-        with self._distiller.record() as recorder:
+        with self._distiller.record(inputs, data_samples) as seen:
             losses = self.student(inputs, data_samples, mode='loss')
-        return self._distiller.add_to(losses, recorder, inputs, data_samples)
+        return self._distiller.add_to(losses, seen, data_samples)
 
 
 def _strip_student(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:

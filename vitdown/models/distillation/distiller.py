@@ -94,31 +94,29 @@ class Distiller:
         """Factor on the student's own losses while it is distilled."""
         return math.prod(loss.head_loss_weight for loss in self.losses.values())
 
-    def record(self) -> Recorder:
-        """Context in which the student is to run."""
-        return Recorder(self.student, self._taps['student'])
+    def record(self, inputs: Tensor, data_samples: list | None = None) -> 'Observation':
+        """Run the teacher, and give the context in which the student is to run.
 
-    def compute(
-        self, recorder: Recorder, inputs: Tensor, data_samples: list | None
-    ) -> dict[str, Tensor]:
-        """Distillation losses by name, of what the student computed within :meth:`record`.
+        The teacher comes first: what its layers need is freed before the student's graph grows.
 
         Args:
-            recorder (Recorder): What the student computed.
-            inputs (Tensor): Its images ``(B, 3, H, W)``, augmented and normalised; the teacher
-                sees the same.
-            data_samples (list, optional): Their labels; scores where they were mixed.
+            inputs (Tensor): The student's images ``(B, 3, H, W)``, augmented and normalised; the
+                teacher sees the same.
+            data_samples (list, optional): Cameras, for models that need them.
         """
-        seen = {}
+        teacher = None
         if self._taps['teacher']:
-            seen['teacher'] = self.teacher.record(self._taps['teacher'], inputs, data_samples)
-        seen['student'] = recorder
-        # A second stream of tokens (pair-wise cross-attention) lies below that of the images.
-        values = {
-            name: seen[side][name][: len(inputs)]
-            for side, taps in self._taps.items()
-            for name in taps
-        }
+            teacher = self.teacher.record(self._taps['teacher'], inputs, data_samples)
+        return Observation(self.student, self._taps['student'], len(inputs), teacher)
+
+    def compute(self, seen: 'Observation', data_samples: list | None) -> dict[str, Tensor]:
+        """Distillation losses by name.
+
+        Args:
+            seen (Observation): From :meth:`record`, after the student has run.
+            data_samples (list, optional): Labels; scores where images were mixed.
+        """
+        values = {name: seen[name] for taps in self._taps.values() for name in taps}
         if any('target' in wanted for wanted in self._wanted.values()):
             values['target'] = batch_target(data_samples)
         return {
@@ -127,14 +125,14 @@ class Distiller:
         }
 
     def add_to(
-        self, head_losses: dict[str, Tensor], recorder: Recorder, inputs: Tensor, data_samples: list
+        self, head_losses: dict[str, Tensor], seen: 'Observation', data_samples: list
     ) -> dict[str, Tensor]:
         """The student's own losses, with their weight, and those of the distillation.
 
         Raises:
             ValueError: If both have a loss of one name.
         """
-        losses = self.compute(recorder, inputs, data_samples)
+        losses = self.compute(seen, data_samples)
         twice = set(losses) & set(head_losses)
         if twice:
             raise ValueError(f'The model has a loss {min(twice)!r} already; choose another name')
@@ -148,6 +146,32 @@ class Distiller:
     def zero(self) -> Tensor | float:
         """0 with a gradient (of 0) for each parameter of the losses, for steps without them."""
         return sum(0.0 * p.sum() for p in self.losses.parameters())
+
+
+class Observation(Recorder):
+    """What the student computes within the ``with`` block, and what the teacher has computed.
+
+    Args:
+        student (nn.Module): The student.
+        taps (Mapping[str, Tap]): What to record of it.
+        batch (int): Number of images; further rows belong to a second stream (DCAL's).
+        teacher (Recorder, optional): What was recorded of the teacher.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        taps: Mapping[str, Tap],
+        batch: int,
+        teacher: Recorder | None = None,
+    ) -> None:
+        super().__init__(student, taps)
+        self._batch = batch
+        self._teacher = teacher
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = super().__getitem__(name) if name in self.taps else self._teacher[name]
+        return value[: self._batch]
 
 
 def _wanted_arguments(name: str, loss: nn.Module) -> list[str]:
