@@ -64,6 +64,29 @@ def test_every_family_is_exported(backbone, head, size, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['model.onnx']
 
 
+def test_classifiers_give_logits(tmp_path):
+    head = dict(type='mmpretrain.VisionTransformerClsHead', num_classes=5, in_channels=24)
+    model = MODELS.build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(VIT, type='vitdown.VisionTransformer'),
+            head=head,
+            data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
+        )
+    )
+    deployed = DeployModel(model)
+    export_onnx(deployed, tmp_path / 'model.onnx', (32, 16))
+    images = deployed.example(1, (32, 16)).numpy()
+    (logits,) = onnx_session(tmp_path / 'model.onnx').run(None, {'images': images})
+    assert logits.shape == (1, 5)
+
+
+def test_models_that_need_more_than_images_are_refused(tmp_path):
+    model = build(dict(VIT, sie=dict(num_cameras=2)))
+    with pytest.raises(OnnxExportError, match='no camera ids'):
+        export_onnx(DeployModel(model), tmp_path / 'model.onnx', (32, 16))
+
+
 def test_decoded_images_are_normalised_inside(tmp_path):
     model = build(VIT)
     deployed = DeployModel(model, preprocess=True)
