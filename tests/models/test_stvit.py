@@ -335,6 +335,31 @@ def test_mixed_precision(pad_mask):
         assert similarity > 0.995
 
 
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: swin(pad_mask='exact'),
+        lambda: swin(pad_mask='official'),
+        lambda: swin(recover=False, out_indices=(3,)),
+        deit,
+    ],
+    ids=['exact', 'official', 'compressed', 'deit'],
+)
+def test_compiles_without_graph_breaks(make):
+    model, images = make(), torch.rand(1, 3, 70, 118)
+    with torch.no_grad():
+        outs = torch.compile(model, backend='eager', fullgraph=True)(images)
+        torch.testing.assert_close(outs, model(images))
+
+
+@pytest.mark.parametrize(('recover', 'layer'), [(True, 2), (False, 4)])
+def test_global_centres_have_the_depth_of_their_layer(recover, layer):
+    options = dict(key_mode='released_cls', use_global_center=True, out_indices=(3,))
+    model = swin(recover=recover, **options)
+    depth = model.get_layer_depth('stages.2.global_center')
+    assert depth == model.get_layer_depth(f'stages.2.blocks.{layer}.ln1.weight')
+
+
 def test_initial_weights():
     model = STViTSwin(TINY, key_mode='released_cls', use_global_center=True)
     model.init_weights()

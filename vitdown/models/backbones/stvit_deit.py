@@ -120,19 +120,20 @@ class STViTDeiT(VisionTransformer):
             x (Tensor): Tokens that enter the first layer, ``(B, h * w, C)``.
             size (tuple[int, int]): Their grid ``(h, w)``.
         """
-        for layer in self.layers[: self.num_base]:
+        layers = list(self.layers)
+        for layer in layers[: self.num_base]:
             x = self._run(layer, x)[0]
             yield x
         first_semantic = self.num_base + self.num_generation
         semantic, keys = self.pool(x, size), x
-        for i, layer in enumerate(self.layers[self.num_base : first_semantic]):
+        for i, layer in enumerate(layers[self.num_base : first_semantic]):
             if i > 0:
                 keys = torch.cat((semantic, x), dim=1)
             if i == 1 and self.global_center is not None:
                 semantic = semantic + self.global_center
             semantic = self._run(layer, semantic, keys)
             yield semantic
-        for layer in self.layers[first_semantic:]:
+        for layer in layers[first_semantic:]:
             semantic = self._run(layer, semantic)[0]
             yield semantic
 

@@ -269,8 +269,9 @@ class DumbbellStage(SemanticStage):
     def encode(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         layout = self.layout(size)
         center = self.center(layout)
+        blocks = list(self.blocks)
         for start in range(0, self.depth, DUMBBELL):
-            swin, generate, refine, local, across, recover = self.blocks[start : start + DUMBBELL]
+            swin, generate, refine, local, across, recover = blocks[start : start + DUMBBELL]
             x = self.run(swin, x, size)
             semantic = self.run(generate, layout.pool(x), x, layout)
             semantic = self.run(refine, semantic, x, layout, None if start else center)
@@ -314,10 +315,10 @@ class CompressedStage(SemanticStage):
 
     def encode(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         layout = self.layout(size)
-        base, rest = self.blocks[: self.num_base], self.blocks[self.num_base :]
-        for layer in base:
+        blocks = list(self.blocks)
+        for layer in blocks[: self.num_base]:
             x = self.run(layer, x, size)
-        generate, refine, *others = rest
+        generate, refine, *others = blocks[self.num_base :]
         semantic = self.run(generate, layout.pool(x), x, layout)
         semantic = self.run(refine, semantic, x, layout, self.center(layout))
         for layer in others:
@@ -473,6 +474,14 @@ class STViTSwin(SwinTransformer):
             num_base = (2 if depth == 6 else depth // 2) if num_base is None else num_base
             stage, extra = CompressedStage, dict(num_base=num_base, key_window=key_windows[0])
         self.stages[2] = stage(4 * self.embed_dims, depth, self.num_heads[2], **options, **extra)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for decay of the learning rate by layer; see mmpretrain's."""
+        if param_name.endswith('.global_center'):
+            # Enters the second generation layer
+            index = 2 if self.recover else self.stages[2].num_base + 1
+            param_name = param_name.replace('global_center', f'blocks.{index}')
+        return super().get_layer_depth(param_name, prefix)
 
     def train(self, mode: bool = True) -> 'STViTSwin':
         super().train(mode)
