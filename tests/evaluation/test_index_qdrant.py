@@ -144,3 +144,18 @@ def test_a_collection_is_opened_by_its_name_alone(client):
     assert (gallery.dim, gallery.metric, gallery.model, len(gallery)) == (8, 'euclidean', 'abc', 3)
     with pytest.raises(FileNotFoundError, match="no Qdrant collection 'animals'"):
         QdrantGallery.open(client, 'animals')
+
+
+def test_metadata_by_id(client):
+    plain = GalleryIndex(DIM)
+    stored = QdrantGallery(client, 'people', DIM)
+    for gallery in (plain, stored):
+        gallery.add(vectors(6), ids=[5, 3, 8, 1, 9, 2], metadata=rows(6))
+        gallery.remove([8])
+        assert gallery.column_types.keys() == rows(1).keys()
+        for name, column in gallery.lookup([9, 5]).items():
+            np.testing.assert_array_equal(column, rows(6)[name][[4, 0]])
+        assert set(gallery.sample_ids(3)) < {5, 3, 1, 9, 2}
+        assert sorted(gallery.sample_ids(100)) == [1, 2, 3, 5, 9]
+        with pytest.raises(KeyError, match='1 ids are not in the gallery, the first is 8'):
+            gallery.lookup([5, 8])
