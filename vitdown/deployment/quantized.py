@@ -87,7 +87,7 @@ def export_quantized_onnx(
             external_data=False,
             verbose=False,
         )
-        expected = _Tensors(model.eval())(images).numpy()
+        expected = _Tensors(model).eval()(images).numpy()
         (found,) = quantized_session(draft).run(None, {'images': images.numpy()})
         difference = float(np.abs(found - expected).max() / expected.std())
         if not difference <= tolerance:
