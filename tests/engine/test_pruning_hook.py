@@ -138,6 +138,16 @@ def test_target_below_the_smallest_model_is_refused(tiny_config, tmp_path):
         run(tiny_config, tmp_path, [hook])
 
 
+def test_other_backbones_are_refused(tiny_config, tmp_path):
+    backbone = dict(_delete_=True, type='mmpretrain.ResNet', depth=18)
+    cfg = load_config(str(tiny_config), {'model.backbone': backbone}, str(tmp_path))
+    cfg.model.head.in_channels = 512
+    cfg.custom_hooks, cfg.log_level = [HOOK], 'ERROR'
+    cfg.model.backbone.pop('_delete_', None)
+    with pytest.raises(ValueError, match='ResNet is not a VisionTransformer or NViT'):
+        build_runner(cfg).train()
+
+
 def test_target_out_of_reach_is_reported(tiny_config, tmp_path, monkeypatch):
     messages = []
     monkeypatch.setattr(MMLogger, 'warning', lambda self, message, *args: messages.append(message))

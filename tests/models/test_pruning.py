@@ -433,9 +433,9 @@ def test_mistakes_get_one_message(kwargs, message):
 
 
 def test_models_that_cannot_be_pruned():
-    with pytest.raises(TypeError, match='JPMHead reads the embedding'):
+    with pytest.raises(ValueError, match='JPMHead reads the embedding'):
         ViTStructure(build(head=dict(type='JPMHead', num_classes=4, in_channels=24, num_groups=2)))
-    with pytest.raises(TypeError, match='Linear is not a VisionTransformer'):
+    with pytest.raises(ValueError, match='Linear is not a VisionTransformer'):
         ViTStructure(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match='frozen_stages=-1'):
         pruner(build({**VIT, 'frozen_stages': 1}))
@@ -444,11 +444,11 @@ def test_models_that_cannot_be_pruned():
         loss=dict(type='ArcFaceLoss', num_classes=4, embedding_size=24),
     )
     model = build(head={**BNNECK, 'loss_id': arcface})
-    with pytest.raises(TypeError, match='losses without weights of their own'):
+    with pytest.raises(ValueError, match='losses without weights of their own'):
         ViTStructure(model)
     model = build()
     model.head = torch.nn.Bilinear(24, 24, 3)
-    with pytest.raises(TypeError, match='how Bilinear reads the embedding'):
+    with pytest.raises(ValueError, match='how Bilinear reads the embedding'):
         ViTStructure(model)
     # Without the embedding, any head will do.
     assert ViTStructure(model, embedding=False).sizes.emb == 24
@@ -555,5 +555,5 @@ def test_sparse_kernels_are_refused_where_there_are_none():
         to_semi_structured(model)
     with pytest.raises(ValueError, match='multiples of 32 and 64'):
         to_semi_structured(build())
-    with pytest.raises(TypeError, match='not for Linear'):
+    with pytest.raises(ValueError, match='not for Linear'):
         to_semi_structured(torch.nn.Linear(2, 2))

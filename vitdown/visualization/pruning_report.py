@@ -56,6 +56,7 @@ def draw_pruning_report(structure: ViTStructure, gates: Sequence[Tensor], path: 
         axes.bar(blocks, before, color='lightgray', label='before')
         bars = axes.bar(blocks, after, color='tab:blue', label='kept')
         axes.bar_label(bars, fontsize=7)
+        axes.margins(y=0.1)
         axes.set_title(_COLUMNS[column])
         axes.set_xlabel('block')
         axes.set_xticks(list(blocks))

@@ -15,6 +15,7 @@ from vitdown.models.pruning import (
     LatencyTable,
     MultiplyAdds,
     Parameters,
+    ViTStructure,
     save_dense,
 )
 from vitdown.registry import HOOKS
@@ -147,6 +148,7 @@ class PruningHook(Hook):
             ValueError: If the last target cannot be reached.
         """
         model = unwrap(runner.model)
+        ViTStructure(model, embedding=False)  # says what is wrong with other models
         pruner = GlobalPruner(model, self._block_cost(model.backbone), **self.pruner_options)
         least = pruner.least_cost_ratio
         if least > self.targets[-1]:
@@ -193,7 +195,8 @@ class PruningHook(Hook):
     @property
     def done(self) -> bool:
         """Whether the last target is reached."""
-        return self.pruner.cost_ratio <= self.targets[-1]
+        history = self.pruner.history
+        return bool(history) and history[-1]['cost_ratio'] <= self.targets[-1]
 
     def _event(self) -> None:
         before = self.pruner.cost_ratio

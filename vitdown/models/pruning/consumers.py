@@ -22,9 +22,9 @@ def embed_axes(module: nn.Module) -> dict[str, int]:
         dict[str, int]: Name within the module -> dimension of that axis.
 
     Raises:
-        TypeError: If nobody has said how the module reads the embedding.
+        ValueError: If nobody has said how the module reads the embedding.
     """
-    raise TypeError(
+    raise ValueError(
         f'Pruning does not know how {type(module).__name__} reads the embedding; register it with '
         'vitdown.models.pruning.embed_axes, or use one of '
         f'{sorted(cls.__name__ for cls in embed_axes.registry if cls is not object)}'
@@ -76,7 +76,7 @@ def _own_classifier(head) -> None:
     if getattr(head.loss_id, 'has_classifier', False) or any(
         True for loss in head.loss_metric for _ in loss.parameters()
     ):
-        raise TypeError(
+        raise ValueError(
             f'A loss of {type(head).__name__} has weights over the embedding that pruning does not '
             'know; use losses without weights of their own while pruning'
         )

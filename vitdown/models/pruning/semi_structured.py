@@ -32,12 +32,11 @@ def sparse_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Linear layers in the blocks of a plain ViT whose sizes the sparse kernels take.
 
     Raises:
-        TypeError: If the model's backbone is no plain ViT.
-        ValueError: If there is no such layer.
+        ValueError: If the model's backbone is no plain ViT, or there is no such layer.
     """
     backbone = getattr(model, 'backbone', model)
     if not isinstance(backbone, VisionTransformer):
-        raise TypeError(f'2:4 sparsity is for plain ViTs, not for {type(backbone).__name__}')
+        raise ValueError(f'2:4 sparsity is for plain ViTs, not for {type(backbone).__name__}')
     found = {
         name: module
         for name, module in backbone.layers.named_modules()

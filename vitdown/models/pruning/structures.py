@@ -102,22 +102,21 @@ class ViTStructure:
         qk_scale (float): Factor on the attention logits.
 
     Raises:
-        TypeError: If the model is no such model.
-        TypeError: If its head reads the embedding in an unknown way, and that is to be pruned.
-        ValueError: If its blocks' attention scales differ.
+        ValueError: If the model is no such model, its blocks' attention scales differ, or its head
+            reads the embedding in an unknown way and that is to be pruned.
     """
 
     def __init__(self, model: nn.Module, embedding: bool = True) -> None:
         backbone = getattr(model, 'backbone', model)
         if not isinstance(backbone, VisionTransformer):
-            raise TypeError(
+            raise ValueError(
                 f'Pruning works on a plain ViT; {type(backbone).__name__} is not a '
                 'VisionTransformer or NViT of vitdown'
             )
         blocks = backbone.layers
         for block in blocks:
             if not isinstance(getattr(block.attn, 'qkv', None), nn.Linear):
-                raise TypeError(
+                raise ValueError(
                     f'{type(block.attn).__name__} has no linear layer qkv that could be pruned; '
                     'prune the plain, full-precision model and change what is left'
                 )
@@ -276,6 +275,6 @@ def _block_axes(block: str, name: str, ndim: int) -> tuple[str | None, ...]:
         return known[name]
     if ndim == 1 and name.split('.')[-2] in ('ln1', 'ln2', 'gamma1', 'gamma2'):
         return ('emb',)
-    raise TypeError(
+    raise ValueError(
         f'Pruning does not know the weight layers.{block}.{name}; remove what adds it to the block'
     )
