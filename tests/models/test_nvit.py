@@ -347,10 +347,10 @@ def test_recipe_losses_through_the_distillation_hooks():
     )
     images = torch.rand(4, 3, 32, 32)
     samples = [DataSample().set_gt_label(i) for i in range(4)]
-    with from_cnn.record() as first, from_full.record() as second:
+    with from_cnn.record(images) as first, from_full.record(images) as second:
         losses = student(images, samples, mode='loss')
-    losses = from_cnn.add_to(losses, first, images, samples)
-    losses = from_full.add_to(losses, second, images, samples)
+    losses = from_cnn.add_to(losses, first, samples)
+    losses = from_full.add_to(losses, second, samples)
     with torch.no_grad():
         own = student.head.logit_pair(student.extract_feat(images))
         theirs = full.head.logit_pair(full.eval().extract_feat(images))
