@@ -474,3 +474,21 @@ def test_testing_needs_no_teacher(tmp_path):
     assert isinstance(runner, Runner)
     hook.before_run(runner)
     assert not model._forward_hooks
+
+
+def test_teacher_from_a_config_file(tmp_path, teacher_file):
+    """In the scope that the file names; only its model counts."""
+    config = cnn(6)
+    config['type'] = config['type'].removeprefix('mmpretrain.')
+    path = tmp_path / 'teacher.py'
+    path.write_text(f"default_scope = 'mmpretrain'\nmodel = {config!r}\n")
+    model = build(classifier())
+    steps = watch(model)
+    train(model, tmp_path / 'file', [NKDHook(str(path), teacher_file)], epochs=1)
+    again = build(classifier())
+    expected = watch(again)
+    train(again, tmp_path / 'dict', [nkd(teacher_file)], epochs=1)
+    assert steps == expected
+    path.write_text("default_scope = 'mmpretrain'\n")
+    with pytest.raises(ValueError, match='has no model'):
+        train(build(classifier()), tmp_path / 'none', [NKDHook(str(path), teacher_file)])
