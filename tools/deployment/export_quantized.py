@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of the config, .pth or .safetensors')
     parser.add_argument('output', help='.safetensors file to write')
     parser.add_argument('--onnx', help='also write an ONNX file with int8 weights')
+    parser.add_argument('--onnx-batch', type=int, help='images at a time in it (default: any)')
     parser.add_argument('--images', type=int, default=8, help='images to compare on (default: 8)')
     parser.add_argument(
         '--data', action='store_true', help='compare on the test set, not on random images'
@@ -115,7 +116,8 @@ def main() -> None:
     if args.onnx:
         from vitdown.deployment.quantized import export_quantized_onnx
 
-        off = export_quantized_onnx(model, args.onnx, tuple(images.shape[-2:]))
+        size = tuple(images.shape[-2:])
+        off = export_quantized_onnx(model, args.onnx, size, batch=args.onnx_batch)
         onnx_size = Path(args.onnx).stat().st_size / 2**20
         print(f'ONNX file            {onnx_size:9.3f} MiB, differs by {off:.1e}')
 

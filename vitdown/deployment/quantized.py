@@ -48,9 +48,13 @@ def quantized_session(path: str | os.PathLike, threads: int = 1) -> onnxruntime.
 
 @torch.no_grad()
 def export_quantized_onnx(
-    model: nn.Module, path: str | os.PathLike, size: tuple[int, int], tolerance: float = 1e-3
+    model: nn.Module,
+    path: str | os.PathLike,
+    size: tuple[int, int],
+    tolerance: float = 1e-3,
+    batch: int | None = None,
 ) -> float:
-    """Write an ONNX file with int8 weights (``DequantizeLinear``) and a batch of any size.
+    """Write an ONNX file with int8 weights (``DequantizeLinear``).
 
     Activations are divided by their steps, clipped to their bits, rounded and multiplied. Input
     ``images``, output ``output``; weights of all widths take a byte each.
@@ -61,6 +65,7 @@ def export_quantized_onnx(
         size (tuple[int, int]): Height and width of the images.
         tolerance (float): Largest difference allowed between onnxruntime and PyTorch, as a share
             of the outputs' standard deviation. Defaults to 1e-3.
+        batch (int, optional): Number of images at a time; None for any. Swin's windows need it.
 
     Returns:
         float: The difference found.
@@ -72,16 +77,16 @@ def export_quantized_onnx(
     path = Path(path)
     function = _Tensors(portable_copy(model)).eval()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, 3, *size, generator=generator)
+    images = torch.randn(batch or 3, 3, *size, generator=generator)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
         torch.onnx.export(
             function,
-            (images[:2],),
+            (images if batch else images[:2],),
             draft,
             input_names=['images'],
             output_names=['output'],
-            dynamic_shapes={'images': {0: torch.export.Dim('batch', min=1)}},
+            dynamic_shapes=None if batch else {'images': {0: torch.export.Dim('batch', min=1)}},
             opset_version=18,
             dynamo=True,
             external_data=False,
@@ -93,7 +98,8 @@ def export_quantized_onnx(
         if not difference <= tolerance:
             raise ValueError(
                 f'The ONNX file differs from the model by {difference:.1e} of the standard '
-                f'deviation of its outputs, more than {tolerance:.1e}; it was not written'
+                f'deviation of its outputs, more than {tolerance:.1e}, and was not written'
+                + ('' if batch else '; perhaps the model needs a fixed batch, e.g. batch=1')
             )
         os.replace(draft, path)
     return difference
