@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from vitdown.models.quantization.annealing import mask_gradients, restore_frozen
 from vitdown.models.losses.distillation import kd_loss
+from vitdown.models.quantization.annealing import mask_gradients, restore_frozen
 from vitdown.models.quantization.functional import (
     cga_free_mask,
     lsq,

@@ -14,7 +14,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 import vitdown
-import vitdown.registry  # noqa: F401  lets other packages' scopes find vitdown's types
+import vitdown.registry  # lets other packages find vitdown's types by their scope
 from vitdown.checkpoint import CheckpointError
 
 

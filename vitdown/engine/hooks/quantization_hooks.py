@@ -54,7 +54,7 @@ class QuantCalibrationHook(Hook):
         training = model.training
         model.eval()
         batches = iter(runner.train_dataloader)
-        for number in range(1, self.num_batches + 1):
+        for _ in range(self.num_batches):
             for quantizer in quantizers:
                 quantizer.reset()
             data = model.data_preprocessor(next(batches), training=True)
