@@ -62,9 +62,9 @@ class QuantCalibrationHook(Hook):
             for total, quantizer in zip(sums, quantizers):
                 total += quantizer.step
         for total, quantizer in zip(sums, quantizers):
-            quantizer.step.copy_(total / number)
+            quantizer.step.copy_(total / self.num_batches)
         model.train(training)
-        runner.logger.info(f'{len(quantizers)} quantizers calibrated by {number} batches')
+        runner.logger.info(f'{len(quantizers)} quantizers calibrated by {self.num_batches} batches')
 
 
 @HOOKS.register_module()
