@@ -1,6 +1,6 @@
 """OFQ against its ablations on CIFAR-10: accuracy and oscillation, several seeds.
 
-    VITDOWN_DATA=FOLDER python benchmarks/quantization_cifar10.py --seeds 0 1 2 --minutes 30
+    VITDOWN_DATA=FOLDER python -m benchmarks.quantization_cifar10 --seeds 0 1 2 --minutes 30
 
 A small DeiT is trained in full precision; from its weights, and with it as the teacher, every
 variant trains in low bits, and OFQ goes on for a second stage with and without confidence-guided
