@@ -146,7 +146,7 @@ class MultiheadAttention(BaseModule):
             logits = (query * self.scale) @ key.transpose(-2, -1)
             if attn_bias is not None:
                 logits = logits + attn_bias
-            weights = self.weigh(logits)
+            weights = self.used_weights(logits.softmax(dim=-1))
             out = F.dropout(weights, dropout, self.training) @ value
         else:
             out = F.scaled_dot_product_attention(
@@ -156,9 +156,9 @@ class MultiheadAttention(BaseModule):
                 weights = (query.detach() * self.scale, key.detach())
         return out.transpose(1, 2).flatten(2), weights
 
-    def weigh(self, logits: Tensor) -> Tensor:
-        """Attention weights of logits ``(B, H, N, M)``."""
-        return logits.softmax(dim=-1)
+    def used_weights(self, weights: Tensor) -> Tensor:
+        """What values are mixed by: softmax weights ``(B, H, N, M)`` as they are."""
+        return weights
 
     def project_out(self, x: Tensor) -> Tensor:
         """Output projection, layer scale and drop path of ``(B, N, H * v_dims)``."""

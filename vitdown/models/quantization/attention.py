@@ -54,13 +54,14 @@ class QuantMultiheadAttention(MultiheadAttention):
         self, logits: Tensor, value: Tensor, attn_bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         logits = logits * self.scale
-        weights = self.weigh(logits if attn_bias is None else logits + attn_bias)
+        logits = logits if attn_bias is None else logits + attn_bias
+        weights = self.used_weights(logits.softmax(dim=-1))
         out = F.dropout(weights, self.attn_drop, self.training) @ value
         return out.transpose(1, 2).flatten(2), weights
 
-    def weigh(self, logits: Tensor) -> Tensor:
-        """Quantized softmax of ``(B, H, N, M)``."""
-        return self.prob_quant(logits.softmax(dim=-1))
+    def used_weights(self, weights: Tensor) -> Tensor:
+        """Quantized softmax weights ``(B, H, N, M)``."""
+        return self.prob_quant(weights)
 
 
 class QuantWindowMSA(WindowMSA):

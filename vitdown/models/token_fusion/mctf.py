@@ -158,7 +158,7 @@ class MCTF(TokenFusion):
     ) -> list[Tensor]:
         """Attention weights ``(B, H, N, M)`` of each stream."""
         parts = zip(streams.queries(query), streams.keys(key, 2), streams.keys(bias, 3))
-        return [attention_weights(q, k, b, attn.scale) for q, k, b in parts]
+        return [attn.used_weights(attention_weights(q, k, b, attn.scale)) for q, k, b in parts]
 
     def _fuse_tokens(
         self,
