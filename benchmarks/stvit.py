@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
+    parser.add_argument('--cpu-time', action='store_true', help='of the process, beside other work')
     return parser.parse_args()
 
 
@@ -89,15 +90,17 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-def measure(models: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:
+def measure(
+    models: dict[str, nn.Module], images: Tensor, rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """Median seconds a model, over rounds of random order."""
 
     def run(model: nn.Module) -> float:
-        start = time.perf_counter()
+        start = clock()
         model(images)
         if images.is_cuda:
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
     seconds = {name: [] for name in models}
     for number in range(rounds + 1):
@@ -125,7 +128,8 @@ def main() -> None:
             float((a - b).abs().max())
             for a, b in zip(models[same](images), models[RELEASED](images))
         )
-        seconds = measure(models, images, args.rounds)
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        seconds = measure(models, images, args.rounds, clock)
         print(
             f'\n{task}, {args.arch}, {"x".join(map(str, shape))}, {args.device}, {args.dtype}, '
             f'{args.threads} threads, {args.rounds} rounds; {RELEASED!r} differs from {same!r} by '
