@@ -213,3 +213,68 @@ def test_without_a_gpu_the_cpu_stays(monkeypatch):
     with pytest.raises(RuntimeError, match='FAISS sees 0 GPUs'):
         gallery.to_gpu()
     assert gallery.search(vectors(300)[:1], 1).ids[0, 0] == 0
+
+
+@pytest.mark.parametrize('factory', EXACT)
+@pytest.mark.parametrize('start', [0, 40])
+def test_an_interrupted_add_adds_nothing(factory, start, monkeypatch, tmp_path):
+    from vitdown.evaluation.index import gallery_index
+
+    gallery = GalleryIndex(DIM, factory, effort=400)
+    gallery.train(vectors(300))
+    if start:
+        gallery.add(vectors(start), metadata=columns(start))
+    prepare, calls = gallery_index.prepared, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return prepare(*args)
+
+    monkeypatch.setattr(gallery_index, '_BLOCK', 10)
+    monkeypatch.setattr(gallery_index, 'prepared', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gallery.add(vectors(25, seed=1), metadata=columns(25))
+    monkeypatch.undo()
+    assert len(gallery) == start
+    ids = gallery.add(vectors(25, seed=2), metadata=columns(25))
+    assert ids.tolist() == list(range(start, start + 25))
+    for found in (gallery, None):
+        if found is None:
+            gallery.save(tmp_path)
+            found = GalleryIndex.load(tmp_path)
+        result = found.search(vectors(25, seed=2), 1)
+        assert np.array_equal(result.ids[:, 0], ids)
+        assert np.array_equal(result.metadata['camera'][:, 0], columns(25)['camera'])
+        found.compact()
+        assert np.array_equal(found.search(vectors(25, seed=2), 1).ids[:, 0], ids)
+
+
+def test_numbers_that_do_not_fit_are_named():
+    gallery = filled(count=20)
+    for ids, error, message in [
+        ([0.5], TypeError, 'ids must be integers, not float64'),
+        (np.array([2**63 + 5], np.uint64), ValueError, r'ids must be below 2\*\*63 - 1'),
+        ([2**63 - 1], ValueError, r'ids must be below 2\*\*63 - 1'),
+    ]:
+        with pytest.raises(error, match=message):
+            gallery.remove(ids)
+        with pytest.raises(error, match=message):
+            gallery.add(vectors(1), ids=ids, metadata=columns(1))
+    for k in (1.5, '3'):
+        with pytest.raises(ValueError, match='k must be at least 1, an integer'):
+            gallery.search(vectors(1), k)
+    with pytest.raises(ValueError, match='dim must be a positive integer, not 16.0'):
+        GalleryIndex(16.0)
+    with pytest.raises(ValueError, match="'time' holds times, the condition .*yesterday.* is none"):
+        gallery.search(vectors(1), 1, {'time': 'yesterday'})
+    assert len(gallery) == 20
+
+
+def test_recommended_lists_can_be_trained():
+    for size in (2_000_000, 10**8, 10**10):
+        gallery = GalleryIndex(8, recommend(size, 8).factory)
+        lists = gallery._index.nlist
+        assert lists <= 65_536
+        assert size >= 39 * lists

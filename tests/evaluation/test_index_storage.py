@@ -136,3 +136,66 @@ def test_the_name_of_the_model_is_kept(tmp_path):
     gallery.add(np.eye(4, dtype=np.float32))
     gallery.save(tmp_path / 'gallery')
     assert GalleryIndex.load(tmp_path / 'gallery').model == 'abc'
+
+
+@pytest.mark.parametrize('files', [{'manifest.json': '{"name": "app"}'}, {}], ids=['app', 'parts'])
+def test_folders_that_look_alike_are_left_alone(tmp_path, files):
+    files = {**files, 'part-00000.csv': 'rows'}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(FileExistsError, match='is not a gallery'):
+        filled(count=20).save(tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == files
+
+
+def test_parts_are_on_the_disk_before_the_manifest_names_them(tmp_path, monkeypatch):
+    """What a power failure finds: only whole things are renamed into place."""
+    steps, names = [], {}
+    fsync, replace = os.fsync, os.replace
+
+    def spy_fsync(descriptor):
+        steps.append(('fsync', os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def spy_replace(source, target):
+        names[os.stat(source).st_ino] = os.path.basename(target)
+        steps.append(('replace', os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'fsync', spy_fsync)
+    monkeypatch.setattr(os, 'replace', spy_replace)
+    filled(count=20).save(tmp_path / 'gallery')
+    (renamed,) = [inode for kind, inode in steps if kind == 'replace']
+    assert names[renamed] == 'manifest.json'
+    at = steps.index(('replace', renamed))
+    synced = {inode for kind, inode in steps[:at] if kind == 'fsync'}
+    files = {file.stat().st_ino for file in (tmp_path / 'gallery').iterdir()}
+    folder = (tmp_path / 'gallery').stat().st_ino
+    assert files | {folder} <= synced
+    # The new entry of the folder, too.
+    assert ('fsync', folder) in steps[at:]
+
+
+def test_a_reader_beside_a_writer_reads_the_new_gallery(tmp_path, monkeypatch):
+    from vitdown.evaluation.index import storage
+
+    filled(count=20).save(tmp_path)
+    load_parts = storage._load_parts
+
+    def replaced_meanwhile(path, manifest, mmap):
+        monkeypatch.setattr(storage, '_load_parts', load_parts)
+        filled(count=30).save(tmp_path)
+        return load_parts(path, manifest, mmap)
+
+    monkeypatch.setattr(storage, '_load_parts', replaced_meanwhile)
+    assert len(GalleryIndex.load(tmp_path)) == 30
+
+
+def test_damaged_headers_of_mapped_arrays_are_named(tmp_path):
+    filled(count=20).save(tmp_path)
+    for file in tmp_path.glob('*.npy'):
+        content = file.read_bytes()
+        file.write_bytes(b'\0' * 40 + content[40:])
+        with pytest.raises(GalleryFileError, match=f'{file.name} is damaged'):
+            GalleryIndex.load(tmp_path, mmap=True)
+        file.write_bytes(content)

@@ -5,8 +5,16 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
+# FAISS asks for so many training vectors per list and per entry of a code book.
+POINTS_PER_CENTROID = 39
 # Below this share of allowed rows a graph search wanders among rows it may not return.
 _SCAN_BELOW = 0.1
+
+
+def points_for_training(index: faiss.Index) -> int:
+    """Vectors that FAISS wants to train the lists of an IVF; 0 for other indexes."""
+    inner = _inner(index)
+    return POINTS_PER_CENTROID * inner.nlist if isinstance(inner, faiss.IndexIVF) else 0
 
 
 def set_effort(index: faiss.Index, effort: int | None) -> None:

@@ -12,8 +12,17 @@ import torch
 
 from vitdown.evaluation.functional.inputs import METRICS, Features
 
-from .backend import build_index, scan_rows, scans_exactly, search_rows, set_effort
+from .backend import (
+    build_index,
+    points_for_training,
+    scan_rows,
+    scans_exactly,
+    search_rows,
+    set_effort,
+)
 from .inputs import (
+    as_ids,
+    check_dim,
     check_k,
     check_known,
     check_unused,
@@ -68,8 +77,9 @@ class GalleryIndex:
     ):
         if metric not in METRICS:
             raise ValueError(f'metric must be one of {METRICS}, not {metric!r}')
-        if dim < 1 or (effort is not None and effort < 1):
-            raise ValueError(f'dim and effort must be positive, not {dim} and {effort}')
+        check_dim(dim)
+        if effort is not None and effort < 1:
+            raise ValueError(f'effort must be positive, not {effort}')
         kind = faiss.METRIC_INNER_PRODUCT if metric == 'cosine' else faiss.METRIC_L2
         try:
             self._index = build_index(dim, factory, kind)
@@ -139,7 +149,8 @@ class GalleryIndex:
     def train(self, features: Features) -> None:
         """Learn lists and code books; ``add`` does it with its first features if need be.
 
-        At most 262 144 random vectors are used (seeded).
+        Of more than 262 144 vectors, and than FAISS wants for as many lists, a random part is used
+        (seeded).
 
         Raises:
             RuntimeError: If vectors were added already.
@@ -149,9 +160,10 @@ class GalleryIndex:
         if len(self._ids):
             raise RuntimeError('the gallery holds vectors already: train a new one')
         features = checked_features(features, 'features', self.dim)
-        if len(features) > _TRAINING_POINTS:
+        limit = max(_TRAINING_POINTS, points_for_training(self._index))
+        if len(features) > limit:
             generator = torch.Generator().manual_seed(0)
-            chosen = torch.randperm(len(features), generator=generator)[:_TRAINING_POINTS]
+            chosen = torch.randperm(len(features), generator=generator)[:limit]
             features = features[chosen.to(features.device)]
         try:
             self._index.train(prepared(features, self.metric))
@@ -193,25 +205,42 @@ class GalleryIndex:
             columns = append_columns(self._columns, columns)
         if not self._index.is_trained:
             self.train(features)
-        for block in features.split(_BLOCK):
-            block = prepared(block, self.metric)
-            self._index.add(block)
-            if self._gpu is not None:
-                self._gpu.add(block)
+        try:
+            for block in features.split(_BLOCK):
+                block = prepared(block, self.metric)
+                self._index.add(block)
+                if self._gpu is not None:
+                    self._gpu.add(block)
+        except BaseException:
+            self._forget_added(columns)
+            raise
         self._columns = columns
         self._ids = np.concatenate([self._ids, ids])
         self._alive = np.concatenate([self._alive, np.ones(len(ids), dtype=bool)])
         self._next_id = max(self._next_id, int(ids.max()) + 1)
         return ids
 
+    def _forget_added(self, columns: Columns) -> None:
+        """Undo an ``add`` that was interrupted between two blocks."""
+        if not len(self._ids):
+            self._index.reset()
+            self._gpu = None
+            return
+        # Not every index can take vectors out: they are marked like removed ones.
+        added = self._index.ntotal - len(self._ids)
+        self._columns = {name: column[: self._index.ntotal] for name, column in columns.items()}
+        self._ids = np.concatenate([self._ids, np.full(added, -1)])
+        self._alive = np.concatenate([self._alive, np.zeros(added, dtype=bool)])
+
     def remove(self, ids: Sequence[int] | np.ndarray) -> None:
         """Take vectors out of the gallery; their memory is freed by ``compact``.
 
         Raises:
             KeyError: If an id is not in the gallery; then nothing is removed.
+            TypeError: If ids are not integers.
         """
         self._check_writable()
-        ids = np.unique(np.asarray(ids, dtype=np.int64))
+        ids = np.unique(as_ids(ids))
         chosen = np.isin(self._ids, ids) & self._alive
         check_known(np.setdiff1d(ids, self._ids[chosen]))
         self._alive = self._alive & ~chosen

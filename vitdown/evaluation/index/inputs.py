@@ -30,11 +30,24 @@ def prepared(features: torch.Tensor, metric: str) -> np.ndarray:
     return np.ascontiguousarray(features.cpu().numpy())
 
 
+def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Ids as int64.
+
+    Raises:
+        TypeError: If they are not integers.
+        ValueError: If one is not below 2**63 - 1.
+    """
+    ids = np.asarray(ids)
+    if ids.size and ids.dtype.kind not in 'iu':
+        raise TypeError(f'ids must be integers, not {ids.dtype}')
+    if ids.size and ids.max() >= np.iinfo(np.int64).max:
+        raise ValueError(f'ids must be below 2**63 - 1, {ids.max()} is not')
+    return ids.astype(np.int64)
+
+
 def checked_ids(ids: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
     """New ids, int64 of shape (length,): not negative and all different."""
-    ids = np.asarray(ids)
-    if ids.dtype.kind not in 'iu':
-        raise TypeError(f'ids must be integers, not {ids.dtype}')
+    ids = as_ids(ids)
     if ids.shape != (length,):
         raise ValueError(f'ids must have the shape ({length},), not {ids.shape}')
     if ids.min() < 0:
@@ -42,7 +55,7 @@ def checked_ids(ids: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) != length:
         raise ValueError(f'id {unique[counts > 1][0]} is given more than once')
-    return ids.astype(np.int64)
+    return ids
 
 
 def check_unused(known: np.ndarray) -> None:
@@ -61,6 +74,12 @@ def check_known(missing: np.ndarray) -> None:
 
 
 def check_k(k: int) -> None:
-    """Raise ValueError unless k results can be asked for."""
-    if k < 1:
-        raise ValueError(f'k must be at least 1, not {k}')
+    """Raise ValueError unless so many results can be asked for."""
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f'k must be at least 1, an integer, not {k!r}')
+
+
+def check_dim(dim: int) -> None:
+    """Raise ValueError unless features can have so many dimensions."""
+    if not isinstance(dim, (int, np.integer)) or dim < 1:
+        raise ValueError(f'dim must be a positive integer, not {dim!r}')

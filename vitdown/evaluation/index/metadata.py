@@ -112,10 +112,17 @@ def comparable(values: Any, name: str, dtype: np.dtype) -> np.ndarray:
 
     Raises:
         TypeError: If text would be compared with numbers.
+        ValueError: If a value is no time, beside times.
     """
     is_time, is_text = dtype.kind == 'M', dtype.kind == 'U'
-    # Text such as '2024-05-01' stands for a date beside dates.
-    values = np.asarray(values, dtype='datetime64' if is_time else None)
+    try:
+        # Text such as '2024-05-01' stands for a date beside dates.
+        values = np.asarray(values, dtype='datetime64' if is_time else None)
+    except ValueError:
+        raise ValueError(
+            f'metadata column {name!r} holds times, the condition {values!r} is none; write it as '
+            '2024-05-01 or 2024-05-01T12:30'
+        ) from None
     if not is_time and (values.dtype.kind == 'U') != is_text:
         raise TypeError(f'metadata column {name!r} holds {dtype}, the condition {values.dtype}')
     return values

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .backend import POINTS_PER_CENTROID
+
 _EXACT_UP_TO = 50_000
 _GRAPH_UP_TO = 1_000_000
-# FAISS asks for 39 training vectors per list and per entry of a code book.
-_POINTS_PER_CENTROID = 39
+# More lists take too long to train and to choose from.
+_MOST_LISTS = 65_536
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def recommend(num_vectors: int, dim: int, memory_mb: float | None = None) -> Rec
     for name, value in (('num_vectors', num_vectors), ('dim', dim), ('memory_mb', memory_mb)):
         if value is not None and value <= 0:
             raise ValueError(f'{name} must be positive, not {value}')
-    nlist = min(int(4 * math.sqrt(num_vectors)), num_vectors // _POINTS_PER_CENTROID)
+    nlist = min(int(4 * math.sqrt(num_vectors)), num_vectors // POINTS_PER_CENTROID, _MOST_LISTS)
     lists = 4 * dim * nlist
     options = []
     if num_vectors <= _EXACT_UP_TO:
@@ -55,7 +57,7 @@ def recommend(num_vectors: int, dim: int, memory_mb: float | None = None) -> Rec
             (f'IVF{nlist},Flat', 4 * dim + 8, lists, 'whole vectors in inverted lists fit'),
             (f'IVF{nlist},SQ8', dim + 8, lists, '8-bit codes fit, whole vectors do not'),
         ]
-    if nlist and num_vectors >= 256 * _POINTS_PER_CENTROID:
+    if nlist and num_vectors >= 256 * POINTS_PER_CENTROID:
         sizes = (m for m in (dim // 2, dim // 4, dim // 8, dim // 16) if m and dim % m == 0)
         options += [
             (f'IVF{nlist},PQ{m}', m + 8, lists + 1024 * dim, f'codes of {m} bytes fit, longer not')

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 import zlib
 from pathlib import Path
@@ -22,6 +23,9 @@ _MANIFEST = 'manifest.json'
 _FORMAT = 'vitdown-gallery'
 _VERSION = 1
 _PREFIX = 'part-'
+_PART = re.compile(rf'{_PREFIX}[0-9a-f]{{12}}-(index\.faiss|\d+\.npy)')
+# A writer that replaces the gallery while it is read takes parts away; then the new one is read.
+_READ_ATTEMPTS = 20
 
 
 class GalleryFileError(RuntimeError):
@@ -38,7 +42,9 @@ def save_gallery(
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and (_is_gallery(path) or not any(path.iterdir()))):
-        raise FileExistsError(f'{path} exists and is not a gallery: choose another directory')
+        raise FileExistsError(
+            f'{path} exists and is not a gallery, or a damaged one: choose another directory'
+        )
     path.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:12]
     files = [path / f'{_PREFIX}{token}-index.faiss']
@@ -67,7 +73,7 @@ def save_gallery(
                 file.unlink(missing_ok=True)
         raise
     for stale in path.iterdir():
-        if stale.name.startswith((_PREFIX, f'.{_MANIFEST}.')) and stale not in files:
+        if _is_part(stale) and stale not in files:
             stale.unlink()
 
 
@@ -88,7 +94,19 @@ def load_gallery(
     path = Path(path)
     if not (path / _MANIFEST).is_file():
         raise FileNotFoundError(f'{path} holds no gallery: there is no {_MANIFEST}')
-    manifest = _read_manifest(path)
+    for _ in range(_READ_ATTEMPTS):
+        manifest = _read_manifest(path)
+        try:
+            return _load_parts(path, manifest, mmap)
+        except (GalleryFileError, FileNotFoundError):
+            if manifest == _read_manifest(path):
+                raise
+    raise GalleryFileError(f'{path} is replaced faster than it can be read: save it less often')
+
+
+def _load_parts(
+    path: Path, manifest: dict, mmap: bool
+) -> tuple[faiss.Index, dict[str, np.ndarray], dict]:
     for part in (manifest['index'], *manifest['arrays'].values()):
         file = path / Path(part['file']).name
         if not file.is_file():
@@ -105,9 +123,7 @@ def load_gallery(
             )
     index = _read_index(str(path / Path(manifest['index']['file']).name), mmap)
     arrays = {
-        name: np.load(
-            path / Path(part['file']).name, mmap_mode='r' if mmap else None, allow_pickle=False
-        )
+        name: _read_array(path / Path(part['file']).name, mmap)
         for name, part in manifest['arrays'].items()
     }
     if index.ntotal != len(arrays['ids']):
@@ -115,6 +131,16 @@ def load_gallery(
             f'{path}: {index.ntotal} vectors but {len(arrays["ids"])} ids; build it again'
         )
     return index, arrays, manifest['settings']
+
+
+def _read_array(file: Path, mmap: bool) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode='r' if mmap else None, allow_pickle=False)
+    # A damaged header can fail in NumPy's parser in any way.
+    except Exception as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise GalleryFileError(f'{file} is damaged: {error}; restore or build it again') from None
 
 
 def _read_index(file: str, mmap: bool) -> faiss.Index:
@@ -160,10 +186,18 @@ def _crc(file: Path) -> int:
 
 
 def _is_gallery(path: Path) -> bool:
-    # A first save that was killed leaves parts only.
-    return (path / _MANIFEST).is_file() or all(
-        file.name.startswith((_PREFIX, f'.{_MANIFEST}.')) for file in path.iterdir()
-    )
+    """Whether a folder holds a gallery, or what a first save that was killed leaves."""
+    if (path / _MANIFEST).is_file():
+        try:
+            _read_manifest(path)
+        except GalleryFileError:
+            return False
+        return True
+    return all(_is_part(file) for file in path.iterdir())
+
+
+def _is_part(file: Path) -> bool:
+    return bool(_PART.fullmatch(file.name)) or file.name.startswith(f'.{_MANIFEST}.')
 
 
 def _names(path: Path, token: str) -> bool:
