@@ -91,6 +91,86 @@ def test_a_failed_add_adds_nothing(client, monkeypatch):
     assert gallery.ids.tolist() == [0, 1]
 
 
+def test_a_failed_first_add_decides_nothing(client, monkeypatch):
+    gallery = QdrantGallery(client, 'g', DIM, model='abc')
+
+    def breaks(*_, **__):
+        raise OSError('connection lost')
+
+    with monkeypatch.context() as broken:
+        # Nothing can be undone while the server is away.
+        for method in ('upsert', 'delete'):
+            broken.setattr(client, method, breaks)
+        with pytest.raises(OSError, match='connection lost'):
+            gallery.add(vectors(2), metadata={'wrong': [1, 2]})
+    assert gallery.column_types == QdrantGallery.open(client, 'g').column_types == {}
+    for again in (gallery, QdrantGallery.open(client, 'g')):
+        again.add(vectors(2), metadata={'right': ['a', 'b']})
+    again = QdrantGallery.open(client, 'g')
+    assert again.column_types.keys() == {'right'}
+    assert again.metadata['right'].tolist() == ['a', 'b', 'a', 'b']
+    assert again.model == 'abc'
+
+
+def test_a_gallery_opened_while_empty_keeps_to_the_columns_of_another_writer(client):
+    first, second = (QdrantGallery(client, 'g', DIM) for _ in range(2))
+    first.add(vectors(1), metadata={'site': ['a']})
+    with pytest.raises(ValueError, match=r"columns \['site'\] of the gallery are missing"):
+        second.add(vectors(1), metadata={'camera': [1]})
+    assert second.search(vectors(1), 1).metadata['site'] == 'a'
+    second.add(vectors(1), metadata={'site': ['b']})
+    assert second.metadata['site'].tolist() == ['a', 'b']
+
+
+def test_the_model_outlives_a_server_that_replaces_metadata(client, monkeypatch):
+    sent = []
+    update = client.update_collection
+    monkeypatch.setattr(
+        client,
+        'update_collection',
+        lambda name, metadata: sent.append(metadata) or update(name, metadata=metadata),
+    )
+    QdrantGallery(client, 'g', DIM, model='abc').add(vectors(1), metadata={'site': ['a']})
+    assert sent == [client.get_collection('g').config.metadata]
+    assert 'abc' in sent[0].values()
+
+
+@pytest.mark.parametrize('name', ['cam.id', 'cam[]', 'cam[0]', 'cam id', "cam's", 'камера', ''])
+def test_any_name_without_quotes_and_backslashes_can_be_filtered(client, monkeypatch, name):
+    indexed = []
+    create = client.create_payload_index
+    monkeypatch.setattr(
+        client,
+        'create_payload_index',
+        lambda collection, path, kind: indexed.append(path) or create(collection, path, kind),
+    )
+    gallery = QdrantGallery(client, 'g', DIM)
+    gallery.add(vectors(4), metadata={name: [0, 1, 2, 3]})
+    assert indexed == [f'"{name}"']
+    for condition, ids in [(2, [2]), ([0, 3], [0, 3]), (Between(1, 2), [1, 2]), ([], [])]:
+        found = gallery.search(vectors(1), 4, {name: condition}).ids
+        assert sorted(found[found >= 0]) == ids
+
+
+@pytest.mark.parametrize('name', ['cam"', 'cam\\', 3])
+def test_names_that_qdrant_cannot_address_are_refused(client, name):
+    gallery = QdrantGallery(client, 'g', DIM)
+    with pytest.raises(ValueError, match='strings without double quotes and backslashes'):
+        gallery.add(vectors(1), metadata={name: [0]})
+    assert len(gallery) == 0
+
+
+def test_large_integers_are_exact_or_refused(client):
+    gallery = QdrantGallery(client, 'g', DIM)
+    gallery.add(vectors(4), metadata={'frame': [2**60, 2**60 + 1, 2**53 - 1, 7]})
+    assert gallery.search(vectors(1), 1, {'frame': 2**60 + 1}).ids.tolist() == [[1]]
+    found = gallery.search(vectors(1), 4, {'frame': Between(7, 2**53 - 1)}).ids
+    assert sorted(found[found >= 0]) == [2, 3]
+    for ends in [(2**60 + 1, 2**60 + 1), (None, 2**53), (-(2**53), None), (0, 2**70)]:
+        with pytest.raises(ValueError, match=r"'frame'.*compares integers below 2\*\*53 only"):
+            gallery.search(vectors(1), 1, {'frame': Between(*ends)})
+
+
 def test_bad_input_is_named(client):
     gallery = QdrantGallery(client, 'g', DIM)
     with pytest.raises(ValueError, match='the gallery is empty'):
@@ -111,13 +191,16 @@ def test_bad_input_is_named(client):
         ({'camera': 'one'}, TypeError, "'camera' holds int64, the condition <U3"),
         ({'site': Between('a', 'b')}, TypeError, 'Between needs numbers or times'),
         (lambda columns: columns['camera'] > 1, TypeError, 'takes conditions as a dict'),
+        (np.array([True, False, True, True]), TypeError, 'takes conditions as a dict'),
+        (np.array([]), TypeError, 'takes conditions as a dict'),
     ]:
         with pytest.raises(error, match=message):
             gallery.search(vectors(1), 1, where)
     with pytest.raises(ValueError, match='16'):
         gallery.search(vectors(1)[:, :4], 1)
-    with pytest.raises(ValueError, match='k must be at least 1'):
-        gallery.search(vectors(1), 0)
+    for k in (0, 2.5):
+        with pytest.raises((TypeError, ValueError), match='k must be'):
+            gallery.search(vectors(1), k)
     other = QdrantGallery(client, 'other', DIM)
     with pytest.raises(ValueError, match="'quality' holds NaN, infinity or no time in row 1"):
         other.add(vectors(2), metadata={'quality': [0.5, np.nan]})

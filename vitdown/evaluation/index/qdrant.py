@@ -42,6 +42,8 @@ _INDEXES = {
 }
 _SCHEMA = 'vitdown_columns'
 _MODEL = 'vitdown_model'
+# Beyond it a double, which is what ranges of the server are made of, skips integers.
+_LARGEST_EXACT = 2**53
 _POINTS_PER_CALL = 1024
 _QUERIES_PER_CALL = 64
 
@@ -104,7 +106,7 @@ class QdrantGallery:
                 replication_factor=replicas,
                 metadata={_SCHEMA: None, _MODEL: model},
             )
-        self._types = self._read_types()
+        self._known_types = self._read_types()
         self._next_id: int | None = None
 
     @classmethod
@@ -168,26 +170,30 @@ class QdrantGallery:
                 gallery. Defaults to numbers counting up from the largest id in the collection,
                 which needs a single writer: several writers give ids.
             metadata (dict, optional): Columns of N booleans, numbers, strings or datetime64 (kept
-                to the microsecond). The first vectors decide on the columns, later ones need the
-                same.
+                to the microsecond), whose names are without double quotes and backslashes. The
+                vectors that come into an empty collection decide on the columns, later ones need
+                the same.
 
         Returns:
             np.ndarray: The ids, shape (N,).
 
         Raises:
             TypeError: If features, ids or a column have a wrong type.
-            ValueError: If shapes don't fit, features or metadata are not finite, or ids are there
-                already.
+            ValueError: If shapes or names of columns don't fit, features or metadata are not
+                finite, or ids are there already.
         """
         features = checked_features(features, 'features', self.dim)
         columns = as_columns(metadata, len(features))
-        if self._types is not None:
-            empty = {name: np.empty(0, dtype) for name, dtype in self._types.items()}
-            append_columns(empty, columns)
         payloads = _payloads(columns, len(features))
+        first = not len(self)
+        if first:
+            types = {name: _kept(column.dtype) for name, column in columns.items()}
+        else:
+            types = self._types
+            append_columns({name: np.empty(0, types[name]) for name in types}, columns)
         ids = self._new_ids(ids, len(features))
-        if self._types is None:
-            self._write_types({name: column.dtype for name, column in columns.items()})
+        if first:
+            self._write_types(types)
         try:
             for start in range(0, len(ids), _POINTS_PER_CALL):
                 part = slice(start, start + _POINTS_PER_CALL)
@@ -200,6 +206,7 @@ class QdrantGallery:
         except BaseException:
             self._delete(ids)
             raise
+        self._known_types = types
         self._next_id = max(self._next_id or 0, int(ids.max()) + 1)
         return ids
 
@@ -245,7 +252,8 @@ class QdrantGallery:
             KeyError: If a condition names an unknown column.
             TypeError: If features or a condition have a wrong type; functions and masks need the
                 vectors at hand, as a ``GalleryIndex`` has them.
-            ValueError: If the gallery is empty, or an argument doesn't fit.
+            ValueError: If the gallery is empty, an argument doesn't fit, or an end of ``Between``
+                is an integer from 2**53 on, where the server rounds.
         """
         return self._search(features, k, where, exact=False)
 
@@ -262,7 +270,7 @@ class QdrantGallery:
         check_k(k)
         if self._types is None or not len(self):
             raise ValueError('the gallery is empty: add features before searching')
-        condition = self._filter(where or {})
+        condition = self._filter({} if where is None else where)
         params = models.SearchParams(hnsw_ef=self.effort, exact=exact)
         requests = [
             models.QueryRequest(
@@ -344,8 +352,14 @@ class QdrantGallery:
             columns[name] = np.array(values, dtype=str if dtype.kind == 'U' else dtype)
         return columns
 
+    @property
+    def _types(self) -> dict[str, np.dtype] | None:
+        """Types of the columns; None as long as nobody added a vector."""
+        if self._known_types is None:
+            self._known_types = self._read_types()
+        return self._known_types
+
     def _read_types(self) -> dict[str, np.dtype] | None:
-        """Types of the columns; None as long as no vector was added."""
         config = self.client.get_collection(self.collection).config
         vectors = config.params.vectors
         if not isinstance(vectors, models.VectorParams) or _SCHEMA not in (config.metadata or {}):
@@ -356,17 +370,19 @@ class QdrantGallery:
                 f'compared by {vectors.distance.value}, not {self.dim} by {self.metric}'
             )
         types = config.metadata[_SCHEMA]
-        return None if types is None else {name: np.dtype(kind) for name, kind in types.items()}
+        # A first add that failed leaves types, which decide nothing.
+        if types is None or not len(self):
+            return None
+        return {name: np.dtype(kind) for name, kind in types.items()}
 
     def _write_types(self, types: dict[str, np.dtype]) -> None:
-        # Times are kept to the microsecond.
-        types = {n: np.dtype('M8[us]') if t.kind == 'M' else t for n, t in types.items()}
         with _quiet_local_mode():
             for name, dtype in types.items():
-                self.client.create_payload_index(self.collection, name, _INDEXES[dtype.kind])
+                self.client.create_payload_index(self.collection, _path(name), _INDEXES[dtype.kind])
         written = {name: dtype.str for name, dtype in types.items()}
-        self.client.update_collection(self.collection, metadata={_SCHEMA: written})
-        self._types = types
+        # All keys, so that none is lost whether a server merges or replaces them.
+        metadata = self.client.get_collection(self.collection).config.metadata
+        self.client.update_collection(self.collection, metadata={**metadata, _SCHEMA: written})
 
 
 def _exists(client: QdrantClient, collection: str) -> bool:
@@ -390,10 +406,25 @@ def _quiet_local_mode() -> Iterator[None]:
         yield
 
 
+def _path(name: str) -> str:
+    """Where the values of a column are in a payload; in quotes, dots and brackets mean nothing."""
+    return f'"{name}"'
+
+
+def _kept(dtype: np.dtype) -> np.dtype:
+    """Type of a column as the collection keeps it."""
+    return np.dtype('M8[us]') if dtype.kind == 'M' else dtype
+
+
 def _payloads(columns: Columns, length: int) -> list[dict]:
     """Columns as one dict for each vector."""
     plain = {}
     for name, column in columns.items():
+        if not isinstance(name, str) or '"' in name or '\\' in name:
+            raise ValueError(
+                f'metadata column {name!r}: Qdrant needs names that are strings without double '
+                'quotes and backslashes'
+            )
         if column.dtype.kind in 'fM' and (broken := ~np.isfinite(column)).any():
             raise ValueError(
                 f'metadata column {name!r} holds NaN, infinity or no time in row '
@@ -415,6 +446,13 @@ def _condition(name: str, dtype: np.dtype, condition: Any) -> models.Filter | mo
             )
         ends = {'gte': condition.low, 'lte': condition.high}
         ends = {key: _plain(end, name, dtype)[0] for key, end in ends.items() if end is not None}
+        for end in ends.values():
+            if isinstance(end, int) and abs(end) >= _LARGEST_EXACT:
+                raise ValueError(
+                    f'metadata column {name!r}: Between({condition.low}, {condition.high}) is '
+                    'rounded by Qdrant, which compares integers below 2**53 only; ask for single '
+                    'values instead'
+                )
         return _between(name, dtype, **ends)
     values = as_values(condition)
     # Without values, no vector fulfils the condition.
@@ -422,20 +460,20 @@ def _condition(name: str, dtype: np.dtype, condition: Any) -> models.Filter | mo
     if dtype.kind in 'iuU':
         values = [value for value in values if not isinstance(value, float) or value.is_integer()]
         values = values if dtype.kind == 'U' else [int(value) for value in values]
-        return models.FieldCondition(key=name, match=models.MatchAny(any=values))
+        return models.FieldCondition(key=_path(name), match=models.MatchAny(any=values))
     if dtype.kind == 'b':
         match = [models.MatchValue(value=bool(value)) for value in values if value in (0, 1)]
-        either = [models.FieldCondition(key=name, match=each) for each in match]
+        either = [models.FieldCondition(key=_path(name), match=each) for each in match]
     else:
         either = [_between(name, dtype, gte=value, lte=value) for value in values]
     if not either:
-        return models.FieldCondition(key=name, match=models.MatchAny(any=[]))
+        return models.FieldCondition(key=_path(name), match=models.MatchAny(any=[]))
     return models.Filter(should=either)
 
 
 def _between(name: str, dtype: np.dtype, **ends: Any) -> models.FieldCondition:
     of = models.DatetimeRange if dtype.kind == 'M' else models.Range
-    return models.FieldCondition(key=name, range=of(**ends))
+    return models.FieldCondition(key=_path(name), range=of(**ends))
 
 
 def _plain(values: Any, name: str, dtype: np.dtype) -> list:
