@@ -6,8 +6,9 @@ printed, and how far each raises the peak of memory in a process of its own.
 
 Parts:
 
-* ranking: ``evaluate_ranking`` against the matrix product alone (the floor), against a loop that
-  sorts the gallery for one query after the other, and against one sort of the whole matrix;
+* ranking: ``evaluate_ranking`` against the matrix product alone (the floor), against loops
+  that sort the gallery for one query after the other (with precisions in Python lists, as widely
+  used evaluators have them, and in NumPy), and against one sort of the whole matrix;
 * memory: ``evaluate_ranking`` at the size of MSMT17 and of Market-1501 with 500,000 distractors;
 * rerank: ``k_reciprocal_rerank`` and its evaluation at the sizes of Market-1501, against the
   dense form, and of MSMT17;
@@ -21,6 +22,7 @@ import argparse
 import multiprocessing
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import gallery_index
@@ -79,8 +81,8 @@ def product(data, block=512):
     return (out.sum().item(),)
 
 
-def one_by_one(data):
-    """One query after the other: its distances, a sort of the gallery, a list of precisions."""
+def one_by_one(data, precisions_of):
+    """One query after the other: its distances, a sort of the gallery, its precisions."""
     query = torch.nn.functional.normalize(data['query_features'], dim=1)
     gallery = torch.nn.functional.normalize(data['gallery_features'], dim=1)
     averages, firsts = [], []
@@ -91,10 +93,19 @@ def one_by_one(data):
         hits = match[~junk]
         if not hits.any():
             continue
-        precisions = [found / (i + 1.0) for i, found in enumerate(hits.cumsum())]
-        averages.append((np.asarray(precisions) * hits).sum() / hits.sum())
+        averages.append((precisions_of(hits) * hits).sum() / hits.sum())
         firsts.append(hits[0])
     return float(np.mean(averages)), float(np.mean(firsts))
+
+
+def listed(hits):
+    """Precision at each rank, as widely used evaluators compute it: a Python list."""
+    return np.asarray([found / (i + 1.0) for i, found in enumerate(hits.cumsum())])
+
+
+def vectorised(hits):
+    """Precision at each rank in NumPy."""
+    return hits.cumsum() / np.arange(1, len(hits) + 1)
 
 
 def whole_matrix(data):
@@ -111,8 +122,7 @@ def whole_matrix(data):
         hits = matches[i][~junk]
         if not hits.any():
             continue
-        precision = hits.cumsum() / np.arange(1, len(hits) + 1)
-        precisions.append((precision * hits).sum() / hits.sum())
+        precisions.append((vectorised(hits) * hits).sum() / hits.sum())
         firsts.append(hits[0])
     return float(np.mean(precisions)), float(np.mean(firsts))
 
@@ -167,7 +177,8 @@ def dense_rerank(data, k1=20, k2=6, lambda_value=0.3):
 CONTENDERS = {
     'product': product,
     'ours': ours,
-    'one by one': one_by_one,
+    'loop, lists': partial(one_by_one, precisions_of=listed),
+    'loop, NumPy': partial(one_by_one, precisions_of=vectorised),
     'whole matrix': whole_matrix,
     'rerank': rerank,
     'dense rerank': dense_rerank,
@@ -251,7 +262,7 @@ def main():
     torch.set_num_threads(options.threads)
     small = options.scale or 'market1501'
     if 'ranking' in options.parts:
-        names = ['product', 'ours', 'one by one', 'whole matrix']
+        names = ['product', 'ours', 'loop, lists', 'loop, NumPy', 'whole matrix']
         compare(names, small, options, options.repeats)
     if 'memory' in options.parts:
         for scale in [options.scale] if options.scale else ['msmt17', 'market1501+500k']:
