@@ -27,15 +27,18 @@ def parse_args() -> argparse.Namespace:
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint of the config, .pth or .safetensors')
     parser.add_argument(
-        '--rerank', action='store_true', help='k-reciprocal re-ranking (k1=20, k2=6, lambda=0.3)'
+        '--rerank',
+        action='store_true',
+        help="k-reciprocal re-ranking with the config's options (default: k1=20, k2=6, lambda=0.3)",
     )
     parser.add_argument(
         '--query-expansion',
         type=int,
         nargs='?',
-        const=10,
+        const=True,
         metavar='K',
-        help='average each query with its K nearest gallery images (default: 10)',
+        help="average each query with its K nearest gallery images (default: the config's k, or "
+        '10)',
     )
     parser.add_argument(
         '--tta', action='store_true', help='average the features of the image and its mirror'
@@ -64,13 +67,14 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     if args.tta:
         apply_tta(cfg)
     if args.rerank:
-        reid_metric(cfg, '--rerank').rerank = True
+        metric = reid_metric(cfg, '--rerank')
+        metric.rerank = options_of(metric, 'rerank') or True
     if args.query_expansion is not None:
         metric = reid_metric(cfg, '--query-expansion')
-        options = metric.get('query_expansion')
-        metric.query_expansion = dict(
-            options if isinstance(options, dict) else {}, k=args.query_expansion
-        )
+        options = options_of(metric, 'query_expansion')
+        if args.query_expansion is not True:
+            options['k'] = args.query_expansion
+        metric.query_expansion = options or True
     if args.out:
         if args.out.endswith('.npz'):
             reid_metric(cfg, '--out FILE.npz').out_file = args.out
@@ -90,6 +94,12 @@ def reid_metric(cfg: Config, option: str) -> dict:
         if metric['type'] in ('ReIDMetric', 'vitdown.ReIDMetric'):
             return metric
     raise ConfigError(f"{option} needs a ReIDMetric in the config's test_evaluator")
+
+
+def options_of(metric: dict, name: str) -> dict:
+    """The options that the config gives to a part of the evaluation, whether it is on or not."""
+    given = metric.get(name)
+    return dict(given) if isinstance(given, dict) else {}
 
 
 def apply_tta(cfg: Config) -> None:

@@ -85,3 +85,21 @@ def test_same_result_on_every_process(tmp_path, world_size):
         assert torch.equal(found[3], ranking.lists.indices)
     # Each query by one process.
     assert sorted(ranked) == list(range(len(data['query_ids'])))
+
+
+def reject_rank(rank, world_size, port, folder):
+    address = f'tcp://127.0.0.1:{port}'
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=world_size)
+    samples = [x for x in samples_of(random_set(0)) if x.subset == 'query']
+    with pytest.raises(ValueError, match='no gallery images') as caught:
+        evaluate(samples[rank::world_size], len(samples))
+    torch.save(str(caught.value), f'{folder}/{rank}.pth')
+    dist.destroy_process_group()
+
+
+def test_data_without_a_gallery_are_refused_on_every_process(tmp_path):
+    from tests.engine.test_distributed import free_port
+
+    mp.spawn(reject_rank, (2, free_port(), str(tmp_path)), nprocs=2)
+    messages = {torch.load(tmp_path / f'{rank}.pth') for rank in range(2)}
+    assert len(messages) == 1

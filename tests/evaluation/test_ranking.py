@@ -367,3 +367,25 @@ def test_rejects_bad_distances():
         evaluate_distances(distances, *labels)
     with pytest.raises(ValueError, match='gallery_ids .* each of the 3'):
         evaluate_distances(np.zeros((2, 3)), [1, 2], [1, 2])
+
+
+@pytest.mark.parametrize('bound', [0, -1, float('nan'), '512', None, True])
+def test_rejects_bad_memory_bounds(bound):
+    with pytest.raises(ValueError, match='max_memory_mb must be a number above 0'):
+        evaluate_ranking(**random_set(0), max_memory_mb=bound)
+
+
+def test_memory_may_be_unbounded():
+    data = random_set(0)
+    assert evaluate_ranking(**data, max_memory_mb=float('inf')) == evaluate_ranking(**data)
+
+
+def test_accepts_any_order_of_bytes_and_entries():
+    data = random_set(19)
+    wanted = evaluate_ranking(**data)
+    features, labels = split(data)
+    distances = 1 - pair_scores(*features, 'cosine')
+    for change in (lambda x: x.astype(x.dtype.newbyteorder('>')), lambda x: x[::-1].copy()[::-1]):
+        assert evaluate_ranking(**{key: change(value) for key, value in data.items()}) == wanted
+        changed = evaluate_distances(change(distances), **labels)
+        assert changed == evaluate_distances(distances, **labels)

@@ -285,3 +285,19 @@ def test_rejects_partly_known_cameras():
 def test_rejects_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         ReIDMetric(**options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'max_memory_mb': float('nan')}, 'max_memory_mb must be a number above 0 .*, not nan'),
+        ({'max_memory_mb': '512'}, "not '512'"),
+        ({'max_memory_mb': 0}, 'not 0'),
+        ({'max_memory_mb': True}, 'not True'),
+        ({'device': 'gpu'}, "device must be e.g. 'cpu' or 'cuda', not 'gpu'"),
+        ({'device': 'cuda:99'}, "device='cuda:99' is not here: .*use device='cpu'"),
+    ],
+)
+def test_memory_bound_and_device_are_checked_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReIDMetric(**options)

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from tests.conftest import run_tool
 from tests.evaluation.test_ranking import random_set
+from tools.analysis_tools.evaluate_features import parse_args
+from vitdown.evaluation.feature_set import load_feature_sets
 from vitdown.evaluation.functional import (
     evaluate_distances,
     evaluate_ranking,
@@ -93,3 +96,27 @@ def test_mistakes_end_in_one_message(file, data):
     del data['gallery_ids']
     np.savez(file, **data)
     assert "holds no array 'gallery_ids'" in message(file)
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--k1', '8'], '--k1 does nothing without --rerank'),
+        (['--query-expansion', '--lambda-value', '0.3'], '--lambda-value does nothing without'),
+        (['--rerank', '--alpha', '0'], '--alpha does nothing without --query-expansion'),
+    ],
+)
+def test_options_of_what_is_off_are_refused(monkeypatch, capsys, args, message):
+    monkeypatch.setattr(sys, 'argv', ['evaluate_features.py', 'features.npz', *args])
+    with pytest.raises(SystemExit):
+        parse_args()
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('share', 'message'), [(0, 'is no .npz file'), (0.5, 'is damaged')])
+def test_damaged_file_is_named(file, share, message):
+    content = bytearray(file.read_bytes())
+    content[int(share * len(content))] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f'features.npz {message}'):
+        load_feature_sets(file)

@@ -40,15 +40,15 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--seed', type=int, default=0, help='seed of the draws')
     parser.add_argument('--rerank', action='store_true', help='k-reciprocal re-ranking, too')
-    parser.add_argument('--k1', type=int, default=20, help='of re-ranking')
-    parser.add_argument('--k2', type=int, default=6, help='of re-ranking')
-    parser.add_argument('--lambda-value', type=float, default=0.3, help='of re-ranking')
+    parser.add_argument('--k1', type=int, help='of re-ranking (default: 20)')
+    parser.add_argument('--k2', type=int, help='of re-ranking (default: 6)')
+    parser.add_argument('--lambda-value', type=float, help='of re-ranking (default: 0.3)')
     parser.add_argument(
         '--query-expansion', type=int, nargs='?', const=10, metavar='K',
         help='query expansion by the K nearest gallery images (default: 10), too',
     )  # fmt: skip
     parser.add_argument(
-        '--alpha', type=float, default=0.0,
+        '--alpha', type=float,
         help='exponent of the weights in query expansion, e.g. 3 (default: 0, the plain mean)',
     )  # fmt: skip
     parser.add_argument(
@@ -59,18 +59,29 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cpu', help='where scores are computed, e.g. cuda')
     parser.add_argument('--per-query', metavar='FILE.csv', help='write a row for each query')
     parser.add_argument('--out', metavar='FILE.json', help='write the metrics, in percent')
-    return parser.parse_args()
+    args = parser.parse_args()
+    for option, needed, chosen in (
+        ('k1', '--rerank', args.rerank),
+        ('k2', '--rerank', args.rerank),
+        ('lambda_value', '--rerank', args.rerank),
+        ('alpha', '--query-expansion', args.query_expansion is not None),
+    ):
+        if getattr(args, option) is not None and not chosen:
+            parser.error(f'--{option.replace("_", "-")} does nothing without {needed}')
+    return args
 
 
 def options_of(args: argparse.Namespace) -> EvaluationOptions:
-    rerank = dict(k1=args.k1, k2=args.k2, lambda_value=args.lambda_value)
+    def given(**options):
+        return {name: value for name, value in options.items() if value is not None}
+
     return EvaluationOptions(
         metric=args.metric,
         topk=args.topk,
         protocol=args.protocol,
-        rerank=args.rerank and rerank,
+        rerank=args.rerank and given(k1=args.k1, k2=args.k2, lambda_value=args.lambda_value),
         query_expansion=(
-            args.query_expansion is not None and dict(k=args.query_expansion, alpha=args.alpha)
+            args.query_expansion is not None and given(k=args.query_expansion, alpha=args.alpha)
         ),
         tpr_at_fpr=args.tpr_at_fpr,
         repeats=args.repeats,

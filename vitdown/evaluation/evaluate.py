@@ -25,7 +25,15 @@ from .functional import (
     tpr_at_fpr,
 )
 from .functional.expansion import check_alpha
-from .functional.inputs import check_count, check_metric, check_rates, check_seed, check_topk
+from .functional.inputs import (
+    check_count,
+    check_device,
+    check_memory,
+    check_metric,
+    check_rates,
+    check_seed,
+    check_topk,
+)
 from .functional.sharing import Group
 
 PROTOCOLS = ('auto', 'cross-camera', 'plain', 'single-gallery-shot', 'vehicleid')
@@ -55,7 +63,8 @@ class EvaluationOptions:
         device: Where scores are computed.
 
     Raises:
-        ValueError: If an option is unknown, out of range, or doesn't go with the protocol.
+        ValueError: If an option is unknown, out of range, or doesn't go with the protocol, or there
+            is no such device.
     """
 
     metric: str = 'cosine'
@@ -82,6 +91,8 @@ class EvaluationOptions:
         if isinstance(self.tpr_at_fpr, (float, int, str)) or len(self.tpr_at_fpr):
             self.tpr_at_fpr = check_rates(self.tpr_at_fpr, 'tpr_at_fpr')
         check_seed(self.seed)
+        check_memory(self.max_memory_mb)
+        check_device(self.device)
         if self.repeats is not None:
             check_count(self.repeats, 'repeats')
             if not self.is_drawn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -38,6 +39,8 @@ _KINDS = {
     'cameras': ('iu', 'integers'),
     'paths': ('U', 'strings'),
 }
+# What reading a file with flipped or missing bytes ends in
+_DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 def save_feature_sets(path: str | Path, query: FeatureSet, gallery: FeatureSet) -> None:
@@ -60,17 +63,26 @@ def load_feature_sets(path: str | Path) -> tuple[FeatureSet, FeatureSet]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no ``.npz`` file, lacks an array, or an array has a type or
-            length that does not fit.
+        ValueError: If the file is no ``.npz`` file or damaged, lacks an array, or an array has a
+            type or length that does not fit.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist')
-    if not zipfile.is_zipfile(path):
+    if not _is_npz(path):
         raise ValueError(f'{path} is no .npz file, which numpy.savez and tools/test.py --out write')
-    with np.load(path, allow_pickle=False) as arrays:
-        query, gallery = (_read(arrays, name, path) for name in ('query', 'gallery'))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            query, gallery = (_read(arrays, name, path) for name in ('query', 'gallery'))
+    except _DAMAGES as error:
+        raise ValueError(f'{path} is damaged ({error}): write or copy it again') from error
     return query, gallery
+
+
+def _is_npz(path: Path) -> bool:
+    # NumPy takes what starts otherwise for a pickle, whatever the end looks like.
+    with path.open('rb') as file:
+        return file.read(2) == b'PK' and zipfile.is_zipfile(path)
 
 
 def _read(arrays: np.lib.npyio.NpzFile, name: str, path: Path) -> FeatureSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def as_feature_pair(
 def as_features(features: Features, name: str) -> torch.Tensor:
     """A floating-point tensor of shape (N, D), N and D at least 1."""
     if isinstance(features, np.ndarray):
-        features = torch.from_numpy(np.ascontiguousarray(features))
+        features = torch.from_numpy(as_native(features))
     if not isinstance(features, torch.Tensor):
         raise TypeError(f'{name} must be a tensor or an array, not {type(features).__name__}')
     if not features.is_floating_point():
@@ -51,6 +52,11 @@ def as_features(features: Features, name: str) -> torch.Tensor:
     if 0 in features.shape:
         raise ValueError(f'{name} is empty: its shape is {tuple(features.shape)}')
     return features.detach()
+
+
+def as_native(array: np.ndarray) -> np.ndarray:
+    """The array in the layout and byte order that PyTorch takes, copied only where it must be."""
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder('='))
 
 
 def check_finite(features: torch.Tensor, name: str) -> None:
@@ -110,15 +116,41 @@ def rows_per_block(max_memory_mb: float, row_bytes: int, num_rows: int) -> int:
     """How many rows of ``row_bytes`` fit into the memory bound.
 
     Raises:
-        ValueError: If not even one row fits.
+        ValueError: If the bound is no number above 0, or not even one row fits.
     """
-    budget = int(max_memory_mb * 2**20)
+    check_memory(max_memory_mb)
+    budget = max_memory_mb * 2**20
     if budget < row_bytes:
         raise ValueError(
             f'max_memory_mb={max_memory_mb} is too little for the scores of a single query; '
             f'it takes at least {row_bytes / 2**20:.3g}'
         )
-    return min(budget // row_bytes, num_rows)
+    return int(min(budget / row_bytes, num_rows))
+
+
+def check_memory(max_memory_mb: float) -> None:
+    """Raise ValueError unless the bound is a number above 0; infinity is no bound."""
+    if (
+        isinstance(max_memory_mb, bool)
+        or not isinstance(max_memory_mb, (Real, np.number))
+        or not max_memory_mb > 0
+    ):
+        raise ValueError(
+            f'max_memory_mb must be a number above 0 (infinity for no bound), not {max_memory_mb!r}'
+        )
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise ValueError unless the device exists here, without starting it."""
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be e.g. 'cpu' or 'cuda', not {device!r}") from error
+    if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f'device={str(device)!r} is not here: PyTorch finds {torch.cuda.device_count()} GPUs; '
+            "use device='cpu'"
+        )
 
 
 def check_seed(seed: int) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from .inputs import Features, as_feature_pair, check_metric
+from .inputs import Features, as_feature_pair, as_native, check_metric
 
 # Numbers that element-wise work takes at a time. On a CPU so few that they stay in the cache and
 # that PyTorch doesn't share the work among threads, whose meeting would take longer than the work.
@@ -195,7 +195,8 @@ class DistanceScores:
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Scores of the queries ``start <= i < stop``; the caller may write to the result."""
-        rows = torch.as_tensor(self._distances[start : min(stop, self.shape[0])])
+        rows = self._distances[start : min(stop, self.shape[0])]
+        rows = torch.as_tensor(as_native(rows) if isinstance(rows, np.ndarray) else rows)
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float() if rows.is_floating_point() else rows.double()
         broken = (~torch.isfinite(rows)).any(dim=1).nonzero()[:, 0]

@@ -181,14 +181,25 @@ class ReIDMetric(BaseMetric):
 
         Args:
             size: Length of the test set; what pads the last batches is dropped.
+
+        Raises:
+            ValueError: See :meth:`compute_metrics`; on every process.
         """
         if not is_distributed():
             return super().evaluate(size)
         results = collect_results(self.results, size, self.collect_device)
-        sets = [_as_sets(results) if is_main_process() else None]
-        broadcast_object_list(sets)
         self.results.clear()
-        metrics = self._evaluate(*sets[0], group=get_default_group())
+        outcome: list = [None]
+        if is_main_process():
+            try:
+                outcome = [_as_sets(results)]
+            except ValueError as error:
+                outcome = [error]
+        # An error, too: else the other processes would wait forever.
+        broadcast_object_list(outcome)
+        if isinstance(outcome[0], ValueError):
+            raise outcome[0]
+        metrics = self._evaluate(*outcome[0], group=get_default_group())
         prefix = f'{self.prefix}/' if self.prefix else ''
         return {prefix + name: value for name, value in metrics.items()}
 
