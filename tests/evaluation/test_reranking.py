@@ -89,6 +89,16 @@ def test_equal_features_do_not_divide_by_zero():
     assert torch.isfinite(result.dense()).all()
 
 
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+@pytest.mark.parametrize('scale', [1e-25, 1e20, 1e36])
+def test_scale_of_features_does_not_matter(metric, scale):
+    features = clusters(8)[:2]
+    wanted = k_reciprocal_rerank(*features, metric=metric).dense()
+    scaled = [x * np.float32(scale) for x in features]
+    result = k_reciprocal_rerank(*scaled, metric=metric).dense()
+    torch.testing.assert_close(result, wanted, atol=1e-6, rtol=0)
+
+
 def test_rows_are_computed_in_any_block():
     query, gallery, *_ = clusters(2)
     result = k_reciprocal_rerank(query, gallery, k1=10, k2=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 
 import numpy as np
@@ -126,6 +126,31 @@ def rows_per_block(max_memory_mb: float, row_bytes: int, num_rows: int) -> int:
             f'it takes at least {row_bytes / 2**20:.3g}'
         )
     return int(min(budget / row_bytes, num_rows))
+
+
+def blocks_of(
+    row_bytes: np.ndarray, max_memory_mb: float, rows: tuple[int, int], max_rows: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """First row and the row after the last of successive blocks that fit into the memory bound.
+
+    Args:
+        row_bytes: (N,) what each row takes.
+        max_memory_mb: The bound, in MiB.
+        rows: First row and the row after the last of those to cut into blocks.
+        max_rows: Rows that a block has at most.
+
+    Raises:
+        ValueError: If the bound is no number above 0, or there is a row that does not fit.
+    """
+    rows_per_block(max_memory_mb, int(row_bytes.max()), len(row_bytes))
+    ends = np.cumsum(row_bytes)
+    start, last = rows
+    while start < last:
+        limit = ends[start] - row_bytes[start] + max_memory_mb * 2**20
+        stop = int(np.searchsorted(ends, limit, 'right'))
+        stop = min(stop, last, start + (max_rows or last))
+        yield start, stop
+        start = stop
 
 
 def check_memory(max_memory_mb: float) -> None:

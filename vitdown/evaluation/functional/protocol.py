@@ -8,6 +8,9 @@ import numpy as np
 
 from .inputs import Labels, as_labels
 
+# Indices of a pair, its place in the block, its scores, limits and counts, and their copies
+_BYTES_PER_PAIR = 128
+
 
 @dataclass
 class RankingProtocol:
@@ -64,6 +67,10 @@ class RankingProtocol:
         ordered = self.gallery_ids[self._order]
         self._first = np.searchsorted(ordered, self.query_ids, 'left')
         self._count = np.searchsorted(ordered, self.query_ids, 'right') - self._first
+
+    def pair_bytes(self) -> np.ndarray:
+        """Memory that each query's pairs of equal identity take while they are looked at, (Q,)."""
+        return self._count * _BYTES_PER_PAIR
 
     def same_identity(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs of equal identity: row in the block, gallery index, whether junk; by row."""

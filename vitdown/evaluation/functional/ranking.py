@@ -16,16 +16,18 @@ import torch
 from tqdm import tqdm
 
 from .counting import count_at_least, find_between
-from .inputs import Features, Labels, check_topk, rows_per_block
+from .inputs import Features, Labels, blocks_of, check_topk
 from .protocol import RankingProtocol
 from .sharing import Group, gather_rows, share_of
 from .similarity import Distances, DistanceScores, FeatureScores
 
-# A block whose rounding-prone pairs exceed this share is cheaper to recompute as a whole.
+# A block whose rounding-prone pairs exceed this share is cheaper to recompute as a whole, and so is
+# one with more positives in such pairs, on average, than this: each is a search through its row.
 _MAX_SHARE_OF_PAIRS = 0.02
+_MAX_SEARCHES_PER_ROW = 32
 # Bytes that a score takes while its row is counted: the score itself (float64 where a block is
-# recomputed) and masks.
-_BYTES_PER_SCORE = 12
+# recomputed, from parts of the gallery) and masks.
+_BYTES_PER_SCORE = 16
 # On a CPU, larger blocks than these don't make products faster, but fresh memory costs time.
 _CPU_BLOCK_SCORES = 2**23
 _CPU_BLOCK_ROWS = 256
@@ -222,13 +224,12 @@ def rank_queries(
     Each process of the group ranks its share of the queries; all get all of them.
     """
     num_query, num_gallery = scores.shape
-    step = rows_per_block(max_memory_mb, num_gallery * _BYTES_PER_SCORE, num_query)
-    if scores.device.type == 'cpu':
-        step = min(step, max(_CPU_BLOCK_ROWS, _CPU_BLOCK_SCORES // num_gallery))
+    on_cpu = scores.device.type == 'cpu'
+    max_rows = max(_CPU_BLOCK_ROWS, _CPU_BLOCK_SCORES // num_gallery) if on_cpu else None
+    row_bytes = num_gallery * _BYTES_PER_SCORE + protocol.pair_bytes()
     first, last = share_of(num_query, group)
     queries = RankedQueries.empty(last - first)
-    for start in range(first, last, step):
-        stop = min(start + step, last)
+    for start, stop in blocks_of(row_bytes, max_memory_mb, (first, last), max_rows):
         rows, columns, junk = protocol.same_identity(start, stop)
         negatives = _negatives_above(scores, start, stop, rows, columns, junk)
         block = slice(start - first, stop - first)
@@ -270,7 +271,10 @@ def _negatives_above(
     open_ = (possible > certain).nonzero()[:, 0]
     if not len(open_):
         return certain.cpu().numpy()
-    if (possible - certain).sum() > _MAX_SHARE_OF_PAIRS * block.numel():
+    if (
+        len(open_) > _MAX_SEARCHES_PER_ROW * len(block)
+        or (possible - certain).sum() > _MAX_SHARE_OF_PAIRS * block.numel()
+    ):
         block = scores.rows_float64(start, stop)
         limits = _take_out(block, same).index_select(0, kept) - scores.tie[start + row]
         return count_at_least(block, row, limits[:, None])[:, 0].cpu().numpy()

@@ -138,7 +138,7 @@ def k_reciprocal_rerank(
     check_count(k2, 'k2')
     if not 0 <= lambda_value <= 1:
         raise ValueError(f'lambda_value must be between 0 and 1, not {lambda_value!r}')
-    points = _Points(torch.cat([query.float(), gallery.float()]), metric)
+    points = _Points(torch.cat(_scaled([query, gallery], metric)), metric)
     half = round(k1 / 2)
     nearest, farthest = _nearest(points, max(k1 + 1, k2), max_memory_mb, progress, group)
     near = _reciprocal(nearest[:, : k1 + 1])
@@ -152,6 +152,22 @@ def k_reciprocal_rerank(
         averaging = _incidence(nearest[:, :k2], len(points)) / min(k2, len(points))
         weights = sparse.vstack([averaging[block] @ weights for block in blocks], format='csr')
     return RerankedDistances(points, len(query), weights, farthest, lambda_value)
+
+
+def _scaled(sets: list[torch.Tensor], metric: str) -> list[torch.Tensor]:
+    """Features in float32, of numbers up to 1, so that no square overflows or vanishes.
+
+    Results depend on the ratios of distances alone. Powers of two change no digit.
+    """
+    largest = [x.abs().amax(dim=1, keepdim=True).double() for x in sets]
+    if metric == 'euclidean':
+        largest = [torch.cat(largest).max()] * len(sets)
+    wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in sets]
+    scaled = []
+    for x, top in zip(wide, largest):
+        scale = torch.exp2(-torch.frexp(top).exponent.double())
+        scaled.append((x * scale.clamp(max=torch.finfo(x.dtype).max).to(x.dtype)).float())
+    return scaled
 
 
 class _Points:

@@ -16,6 +16,9 @@ from .inputs import Features, as_feature_pair, as_native, check_metric
 # that PyTorch doesn't share the work among threads, whose meeting would take longer than the work.
 _CPU_CHUNK = 2**15
 _CHUNK = 2**24
+# Queries farther from the gallery than so many times its radius are brought nearer: float32 ends
+# at 3e38.
+_FAR = 1e30
 
 
 class Distances(Protocol):
@@ -80,9 +83,11 @@ class FeatureScores:
         # Rounding errors of a sum over D terms grow like the root of D; the input's rounding and,
         # for the Euclidean score, the subtraction add a few units. Two scores: twice the error.
         steps = 2 * (math.sqrt(self._query.shape[1]) + 4)
-        self.tolerance = (steps * 2.0**-24 * magnitude).float()
+        self.tolerance = (steps * 2.0**-24 * magnitude.clamp(max=_FAR)).float()
         self.tie = 16 * steps * 2.0**-53 * magnitude
-        self._query32 = self._prepare32(self._query, self._query_scale)
+        # So far away, products decide alone, and only these shrink: the order stays.
+        shrink = (magnitude / _FAR).clamp(min=1)
+        self._query32 = self._prepare32(self._query, self._query_scale * shrink)
         self._column_scale = None
         if metric == 'cosine' and self._fits_products(self._gallery, self._gallery_scale):
             # Scaling the scores instead saves a copy of the gallery.
@@ -113,8 +118,9 @@ class FeatureScores:
         """As :meth:`rows`, computed in float64 from the features as they were given."""
         query = self._prepare(self._query[start:stop], self._query_scale[start:stop])
         out = query.new_empty(len(query), self.shape[1])
-        # Each part is a product: here larger ones are faster.
-        for part in parts_of(self.shape[1], self._gallery, _CHUNK):
+        # Each part is a product: larger ones are faster, but must stay small beside the result.
+        numbers = min(max(out.numel() // 8, _CPU_CHUNK), _CHUNK)
+        for part in parts_of(self.shape[1], self._gallery, numbers):
             gallery = self._prepare(self._gallery[part], self._gallery_scale[part])
             out[:, part] = query @ gallery.t()
         if self._half_square is not None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from .inputs import Features, Labels, check_count, rows_per_block
+from .inputs import Features, Labels, blocks_of, check_count
 from .protocol import RankingProtocol
 from .similarity import Distances, DistanceScores, FeatureScores
 
-_BYTES_PER_SCORE = 12
+# Bytes that a score takes while the nearest are searched, and an entry of a list while it is sorted
+_BYTES_PER_SCORE = 16
+_BYTES_PER_ENTRY = 64
 _CPU_BLOCK_ROWS = 256
 
 
@@ -60,7 +63,8 @@ def topk_ranking(
         gallery_cameras: (G,) integers; both or neither.
         metric: ``'cosine'`` or ``'euclidean'``.
         k: Length of the lists, cut to the size of the gallery.
-        max_memory_mb: Bound, in MiB, of the memory for scores.
+        max_memory_mb: Bound, in MiB, of the memory for scores. The lists come on top, and a copy of
+            the features as for :func:`evaluate_ranking`.
         self_index: (Q,) index of each query in the gallery, -1 for none; needs identities.
         drop_junk: Leave out junk instead of flagging it.
 
@@ -139,12 +143,12 @@ def _first(
     check_count(k, 'k')
     num_query, num_gallery = scores.shape
     k = min(k, num_gallery)
-    step = rows_per_block(max_memory_mb, num_gallery * _BYTES_PER_SCORE, num_query)
-    if scores.device.type == 'cpu':
-        step = min(step, _CPU_BLOCK_ROWS)
+    row_bytes = np.full(num_query, num_gallery * _BYTES_PER_SCORE + k * _BYTES_PER_ENTRY)
+    if protocol is not None:
+        row_bytes += protocol.pair_bytes()
+    max_rows = _CPU_BLOCK_ROWS if scores.device.type == 'cpu' else None
     indices, values, matches, junk = [], [], [], []
-    for start in range(0, num_query, step):
-        stop = min(start + step, num_query)
+    for start, stop in blocks_of(row_bytes, max_memory_mb, (0, num_query), max_rows):
         block = scores.rows(start, stop)
         if protocol is not None:
             same, is_junk = _masks(protocol, start, stop, block)

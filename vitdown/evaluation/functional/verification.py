@@ -20,7 +20,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from .inputs import Features, Labels, check_rates, rows_per_block
+from .inputs import Features, Labels, blocks_of, check_rates
 from .protocol import RankingProtocol
 from .similarity import FeatureScores
 
@@ -29,7 +29,7 @@ _BITS = 18
 _BINS = 2**_BITS
 _LAST = 2 ** (2 * _BITS) - 1
 # Bytes that a score takes: float64, its integer and what arises in between.
-_BYTES_PER_SCORE = 32
+_BYTES_PER_SCORE = 48
 _CPU_BLOCK_ROWS = 256
 
 
@@ -160,7 +160,7 @@ class _Pairs:
 
     scores: FeatureScores
     protocol: RankingProtocol
-    step: int
+    blocks: list[tuple[int, int]]
 
     @classmethod
     def build(
@@ -179,10 +179,10 @@ class _Pairs:
         protocol = RankingProtocol.build(
             scores.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, self_index
         )
-        step = rows_per_block(max_memory_mb, scores.shape[1] * _BYTES_PER_SCORE, scores.shape[0])
-        if scores.device.type == 'cpu':
-            step = min(step, _CPU_BLOCK_ROWS)
-        return cls(scores, protocol, step)
+        row_bytes = scores.shape[1] * _BYTES_PER_SCORE + protocol.pair_bytes()
+        max_rows = _CPU_BLOCK_ROWS if scores.device.type == 'cpu' else None
+        blocks = blocks_of(row_bytes, max_memory_mb, (0, scores.shape[0]), max_rows)
+        return cls(scores, protocol, list(blocks))
 
     def count_coarse(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of negatives and positives in each bin, (bins,) int64.
@@ -213,10 +213,10 @@ class _Pairs:
 
     def _blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Integers of all pairs of a block of queries, of the positives and of the junk."""
-        for start in range(0, self.scores.shape[0], self.step):
-            stop = min(start + self.step, self.scores.shape[0])
-            scores = self.scores.rows_between_queries(start, stop)
-            keys = scores.add_(1).mul_(_LAST / 2).round_().long().view(-1)
+        for start, stop in self.blocks:
+            scores = self.scores.rows_between_queries(start, stop).add_(1).mul_(_LAST / 2)
+            keys = scores.round_().long().view(-1)
+            del scores
             rows, columns, junk = self.protocol.same_identity(start, stop)
             same = torch.from_numpy(rows * self.scores.shape[1] + columns).to(keys.device)
             is_junk = torch.from_numpy(junk).to(keys.device)
