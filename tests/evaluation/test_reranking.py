@@ -32,7 +32,8 @@ def dense_rerank(query, gallery, k1, k2, lambda_value):
                 members |= nearer
         members = sorted(members)
         weights[i, members] = np.exp(-distances[i, members])
-        weights[i] /= weights[i].sum()
+        # Duplicates that come late are not even among their own neighbours.
+        weights[i] /= weights[i].sum() if members else 1
     if k2 > 1:
         weights = np.stack([weights[order[i, :k2]].mean(axis=0) for i in range(total)])
     num_query = len(query)
@@ -81,6 +82,21 @@ def test_duplicates_keep_their_order():
     gallery = gallery[np.arange(70) // 3]
     result = k_reciprocal_rerank(query, gallery, k1=7, k2=4, metric='euclidean')
     np.testing.assert_allclose(result.dense(), dense_rerank(query, gallery, 7, 4, 0.3), atol=2e-6)
+
+
+@pytest.mark.parametrize('places', [2, 3])
+@pytest.mark.parametrize('k2', [1, 3])
+@pytest.mark.parametrize('max_memory_mb', [0.01, 512])
+def test_order_of_many_duplicates(places, k2, max_memory_mb):
+    # Far more images at one distance than neighbours, at each of a few places.
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(places, 40))[generator.integers(0, places, 210)]
+    query, gallery = np.split(points.astype(np.float32), [40])
+    options = {'metric': 'euclidean', 'max_memory_mb': max_memory_mb}
+    result = k_reciprocal_rerank(query, gallery, k1=5, k2=k2, **options)
+    wanted = dense_rerank(query, gallery, 5, k2, 0.3)
+    assert np.isfinite(wanted).all()
+    np.testing.assert_allclose(result.dense(), wanted, atol=2e-6)
 
 
 def test_equal_features_do_not_divide_by_zero():

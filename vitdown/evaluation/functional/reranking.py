@@ -8,6 +8,8 @@ is sparse: N images have O(N k1) neighbours and weights.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -182,6 +184,9 @@ class _Points:
         self._features = features
         self._squares = features.square().sum(dim=1)
         self.device = features.device
+        # Much more than the product form of a distance may be wrong by
+        steps = 16 * (math.sqrt(features.shape[1]) + 4)
+        self.rounding = steps * 2.0**-24 * float(self._squares.max())
 
     def __len__(self) -> int:
         return len(self._features)
@@ -237,12 +242,37 @@ def _nearest(
             found = found.sort(dim=1).values
             own = torch.arange(start, stop, device=points.device)[:, None].expand_as(found)
             exact = points.pairs(own.reshape(-1), found.reshape(-1)).view_as(found)
-            order = exact.sort(dim=1, stable=True).indices[:, :count]
-            nearest[block] = found.gather(1, order).cpu().numpy()
+            exact, order = exact.sort(dim=1, stable=True)
+            found = found.gather(1, order)
+            # Where the last candidate is as near as the last neighbour, others may be, too.
+            if candidates < total:
+                for row in (exact[:, -1] <= exact[:, count - 1]).nonzero()[:, 0].tolist():
+                    first_tied = int((exact[row] < exact[row, -1]).sum())
+                    found[row, first_tied:count] = _first_at(
+                        points, start + row, distances[row], exact[row, -1], count - first_tied
+                    )
+            nearest[block] = found[:, :count].cpu().numpy()
             bar.update(stop - start)
     nearest, farthest = gather_rows((nearest, farthest), group)
     farthest[farthest <= 0] = 1
     return nearest, torch.from_numpy(farthest).to(points.device)
+
+
+def _first_at(
+    points: _Points, own: int, rounded: torch.Tensor, distance: torch.Tensor, count: int
+) -> torch.Tensor:
+    """The first points at exactly this distance from a point, of which there are enough.
+
+    Those far from it by the rounded distances are not looked at.
+    """
+    possible = (rounded <= distance + points.rounding).nonzero()[:, 0]
+    tied = possible[:0]
+    for part in possible.split(2 * count + _SPARE_NEIGHBOURS):
+        exact = points.pairs(torch.full_like(part, own), part)
+        tied = torch.cat([tied, part[exact == distance]])
+        if len(tied) >= count:
+            break
+    return tied[:count]
 
 
 def _incidence(neighbours: np.ndarray, total: int) -> sparse.csr_array:
