@@ -80,14 +80,10 @@ def write_market(root: Path, num_train: int = 6, num_test: int = 7) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_scope():
-    """No test leaves another package's default scope to the next one."""
+    """No test leaves a default scope to the next one."""
     yield
     if 'mmengine.registry' in sys.modules:
-        from mmengine.registry import DefaultScope
-
-        current = DefaultScope.get_current_instance()
-        if current is not None and current.scope_name != 'vitdown':
-            DefaultScope.get_instance(f'after-{current.instance_name}', scope_name='vitdown')
+        sys.modules['mmengine.registry'].DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

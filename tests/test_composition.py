@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmpretrain.structures import DataSample
 
 from vitdown.engine.launch import build_runner, load_config
+from vitdown.models.distillation import find_classifier
 from vitdown.registry import MODELS
 
 from .conftest import ROOT
@@ -187,3 +188,41 @@ def test_documented_matrix_is_the_tested_one():
         shown |= {(name, other): cell for other, cell in zip(columns, cells)}
     for pair in PAIRS:
         assert shown[pair] == shown[pair[::-1]] == ('no' if pair in REFUSED else 'yes'), pair
+
+
+def test_heads_know_no_distillation_token(compose):
+    cfg = compose()
+    cfg.model.backbone.type = 'DistilledVisionTransformer'
+    jpm = dict(_delete_=True, type='JPMHead', num_classes=6, in_channels=24)
+    for head in ({}, DCAL_HEAD, jpm):
+        cfg.merge_from_dict(dict(model=dict(head=head)))
+        with pytest.raises(ValueError, match='one class token, DistilledVisionTransformer has'):
+            MODELS.build(cfg.model)
+
+
+def test_mean_of_fused_tokens_is_refused(compose):
+    cfg = compose('MCTF')
+    cfg.model.backbone.out_type = 'raw'
+    cfg.model.neck = dict(type='TokenPooling', mode='mean')
+    with pytest.raises(ValueError, match="use out_type='avg_featmap'"):
+        MODELS.build(cfg.model)
+
+
+def test_classifier_is_not_taken_from_a_block_of_the_head(compose):
+    """With 72 identities the block's qkv (3 x 24) has as many outputs."""
+    cfg = compose('DCAL')
+    cfg.model.head.num_classes = 72
+    assert find_classifier(MODELS.build(cfg.model)) == 'head.necks.sa.classifier'
+
+
+@pytest.mark.parametrize('r', [-5, 1.5, True, 'a'])
+def test_number_of_fused_tokens_is_checked_in_each_call(r, compose):
+    backbone = MODELS.build(compose('ToMe').model).backbone
+    with pytest.raises(ValueError, match='fusion_r must be a number of tokens'):
+        backbone(torch.rand(1, 3, 32, 16), fusion_r=r)
+    plain = MODELS.build(compose().model).backbone
+    with (
+        pytest.raises(ValueError, match='needs a backbone with token_fusion'),
+        plain.override_fusion(4),
+    ):
+        pass

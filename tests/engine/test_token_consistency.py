@@ -196,6 +196,6 @@ def test_mistakes_are_named(model, options, message):
 def test_confidence_needs_a_classifier():
     model = build('bnneck')
     model.head.bnneck.classifier = None
-    with pytest.raises(ValueError, match='BNNeckHead has no linear classifier'):
+    with pytest.raises(ValueError, match='no head with a linear classifier'):
         start(model)
     start(model, conf_thr=None)

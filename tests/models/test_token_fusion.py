@@ -11,6 +11,7 @@ from benchmarks.plain_mctf import PlainMCTF
 from vitdown.models.layers import TransformerEncoderLayer
 from vitdown.models.token_fusion import (
     MCTF,
+    Assignment,
     FusionState,
     ToMe,
     attend_fused,
@@ -315,3 +316,14 @@ def fuse_first(policy, layer, x):
     received = (layer.attn.scale * query @ key.transpose(-2, -1)).softmax(-1).mean(dim=(1, 2))
     assignment = policy.match(x, received, None, 6)
     return fuse_tokens(x, assignment, policy.shares(assignment, received, torch.ones(3, 21)))
+
+
+def test_tokens_without_attention_count_alike():
+    """Low-bit attention can give tokens exactly nothing."""
+    policy = MCTF(num_layers=1)
+    slots = torch.tensor([[0, 1, 1, 2]])
+    received = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    shares = policy.shares(Assignment(slots, 3), received, torch.ones(1, 4))
+    torch.testing.assert_close(shares, torch.tensor([[1.0, 0.5, 0.5, 1.0]]))
+    shares = policy.shares(Assignment(slots, 3), torch.zeros(1, 4), torch.ones(1, 4))
+    torch.testing.assert_close(shares, torch.tensor([[1.0, 0.5, 0.5, 1.0]]))

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vitdown.models.distillation import find_classifier, find_module
 from vitdown.models.losses.token_consistency import TokenConsistencyLoss
 from vitdown.models.token_fusion.base import check_r
 from vitdown.registry import HOOKS
@@ -79,7 +80,7 @@ class TokenConsistencyHook(Hook):
             backbone.ln1.register_forward_hook(self._capture('tokens')),
         ]
         if self.consistency.conf_thr is not None:
-            classifier = find_classifier(model.head)
+            classifier = find_module(model, find_classifier(model))
             self._handles.append(classifier.register_forward_hook(self._capture('logits')))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
@@ -131,22 +132,6 @@ def draw_r(r_max: int | float, seed: int, iteration: int) -> int | float:
     choices = r_max if r_max >= 1 else int(100 * r_max)
     drawn = int(np.random.default_rng([seed, iteration]).integers(max(1, choices)))
     return drawn if r_max >= 1 else drawn / 100
-
-
-def find_classifier(head: nn.Module) -> nn.Linear:
-    """The linear layer of a head that has one output a class; the first one of several.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    classes = getattr(head, 'num_classes', None)
-    for module in head.modules():
-        if isinstance(module, nn.Linear) and module.out_features == classes:
-            return module
-    raise ValueError(
-        f'{type(head).__name__} has no linear classifier to tell the confidence of the student; '
-        'set conf_thr=None in TokenConsistencyHook'
-    )
 
 
 def get_targets(data_samples: list) -> Tensor:

@@ -22,7 +22,7 @@ from ..layers import (
 )
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
-from ..token_fusion import FusionState
+from ..token_fusion import FusionState, check_r
 
 
 @dataclass
@@ -308,6 +308,11 @@ class VisionTransformer(MMPretrainVisionTransformer):
             x = x + self.sie(self.sie.index(camera_ids, view_ids))
         return self.pre_norm(self.drop_after_pos(x)), patch_resolution
 
+    def _check_fusion_r(self, r: int | float) -> None:
+        if self.token_fusion is None:
+            raise ValueError('fusion_r needs a backbone with token_fusion')
+        check_r(r, 'fusion_r')
+
     @contextmanager
     def override_fusion(self, r: int | float) -> Iterator[None]:
         """Fuse ``r`` tokens in each active layer inside of this context; 0 for none.
@@ -315,6 +320,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         For callers that reach the backbone by way of a whole model; ``fusion_r`` of
         :meth:`forward` and :meth:`forward_tokens` does the same for one call.
         """
+        self._check_fusion_r(r)
         previous, self._fusion_r = self._fusion_r, r
         try:
             yield
@@ -330,8 +336,8 @@ class VisionTransformer(MMPretrainVisionTransformer):
         fusion_r: int | float | None = None,
     ):
         """Yield after each layer its tokens, head-averaged attention (or factors, None), state."""
-        if fusion_r is not None and self.token_fusion is None:
-            raise ValueError('fusion_r needs a backbone with token_fusion')
+        if fusion_r is not None:
+            self._check_fusion_r(fusion_r)
         state = FusionState(r=self._fusion_r if fusion_r is None else fusion_r)
         options = (need_weights, partner, partner_stream)
         for i, layer in enumerate(self.layers):

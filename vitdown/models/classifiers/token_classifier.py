@@ -50,6 +50,12 @@ class TokenClassifier(ImageClassifier):
                 f"head.in_channels is {head.in_channels}, the backbone's features have "
                 f'{backbone.embed_dims} channels; set model.head.in_channels={backbone.embed_dims}'
             )
+        if data_preprocessor is None or isinstance(data_preprocessor, dict):
+            # By its full name: the default is looked up in the scope of the config.
+            data_preprocessor = {
+                'type': 'mmpretrain.ClsDataPreprocessor',
+                **(data_preprocessor or {}),
+            }
         super().__init__(
             backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg
         )

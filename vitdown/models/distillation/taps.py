@@ -31,7 +31,10 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 
 
 def find_classifier(model: nn.Module) -> str:
-    """Path of the linear layer of ``model.head`` with one output a class; the first of several.
+    """Path of the linear layer of ``model.head`` with one output a class.
+
+    Of several the least deeply nested one, and of those the first: layers of a block inside the
+    head may have as many outputs by chance.
 
     Raises:
         ValueError: If there is none.
@@ -39,10 +42,14 @@ def find_classifier(model: nn.Module) -> str:
     head = getattr(model, 'head', None)
     if isinstance(head, nn.Module):
         classes = getattr(head, 'num_classes', None)
-        linear = [(n, m) for n, m in head.named_modules() if isinstance(m, nn.Linear)]
-        for name, module in linear:
-            if classes is None or module.out_features == classes:
-                return f'head.{name}' if name else 'head'
+        fitting = [
+            name
+            for name, module in head.named_modules()
+            if isinstance(module, nn.Linear) and classes in (None, module.out_features)
+        ]
+        if fitting:
+            name = min(fitting, key=lambda name: name.count('.'))
+            return f'head.{name}' if name else 'head'
     raise ValueError(
         f'{type(model).__name__} has no head with a linear classifier; name the module that gives '
         "the logits, e.g. 'head.fc'"

@@ -76,7 +76,17 @@ class ReIDHead(BaseModule):
             raise ValueError('The head has neither loss_id nor loss_metric')
 
     def attach(self, backbone: BaseModule) -> None:
-        """Called once when the model is built, for heads that are made after the backbone."""
+        """Called once when the model is built, for heads that are made after the backbone.
+
+        Raises:
+            ValueError: If the backbone has a distillation token, which re-ID heads and DCAL would
+                take for a patch.
+        """
+        if getattr(backbone, 'num_extra_tokens', 1) > 1:
+            raise ValueError(
+                f'{type(self).__name__} knows one class token, {type(backbone).__name__} has a '
+                'distillation token, too; use VisionTransformer'
+            )
 
     def token_options(self, labels: Tensor | None = None) -> dict:
         """What a head that works on tokens wants of ``backbone.forward_tokens`` this time.

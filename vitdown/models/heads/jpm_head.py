@@ -82,8 +82,10 @@ class JPMHead(ReIDHead):
         """Make the local branch: copies of the backbone's last layer and final norm.
 
         Raises:
-            ValueError: If the backbone has no class token or no final norm.
+            ValueError: If the backbone has no class token or no final norm, or a distillation
+                token.
         """
+        super().attach(backbone)
         if backbone.cls_token is None or not backbone.final_norm:
             raise ValueError('JPMHead needs a backbone with class token and final norm')
         self.local_layer = copy.deepcopy(backbone.layers[-1])

@@ -55,6 +55,12 @@ class ReIdentifier(BaseModel):
                 )
             if neck:
                 raise TypeError(f'{type(self.head).__name__} works on tokens and takes no neck')
+        averages = getattr(self.neck, 'mode', None) == 'mean'
+        if averages and getattr(self.backbone, 'token_fusion', None) is not None:
+            raise ValueError(
+                'The mean of fused tokens would count a large token like a small one; instead of '
+                "the neck use out_type='avg_featmap', which averages over the patches"
+            )
         width = _feature_width(self.backbone)
         if neck is None and width is not None and width != self.head.in_channels:
             raise ValueError(

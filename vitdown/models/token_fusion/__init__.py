@@ -1,7 +1,7 @@
 """Token fusion: policies that a plain ViT calls to run its blocks with fewer and fewer tokens."""
 
 from .assignment import Assignment, attend_fused, fuse_attention, fuse_tokens, gather_tokens
-from .base import TokenFusion, resolve_count
+from .base import TokenFusion, check_r, resolve_count
 from .matching import cosine_scores, match_bipartite, multi_criteria_scores
 from .mctf import MCTF
 from .state import FusionState
@@ -14,6 +14,7 @@ __all__ = [
     'ToMe',
     'TokenFusion',
     'attend_fused',
+    'check_r',
     'cosine_scores',
     'fuse_attention',
     'fuse_tokens',

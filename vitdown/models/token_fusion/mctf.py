@@ -13,6 +13,7 @@ from .state import FusionState
 from .streams import Streams
 
 POOLINGS = ('size', 'info_size', 'max', 'mean')
+_LEAST_SHARE = 1e-12
 ATTENTIONS = ('previous', 'one_step_ahead', 'exact')
 
 
@@ -197,7 +198,9 @@ class MCTF(TokenFusion):
         if self.pooling == 'size':
             return assignment.shares(sizes)
         weights = received * sizes
-        return assignment.shares(weights / weights.amax(dim=1, keepdim=True))
+        largest = weights.amax(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        # Low-bit attention may leave tokens without any: among themselves they count alike.
+        return assignment.shares((weights / largest).clamp(min=_LEAST_SHARE))
 
     def _mix(
         self,
