@@ -6,7 +6,6 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -15,13 +14,6 @@ from torch.utils.data import Dataset
 
 from vitdown.checkpoint import load_checkpoint_file
 from vitdown.engine.seeding import epoch_seed
-
-
-@pytest.fixture(autouse=True)
-def open_logger_for_the_next_test():
-    """A runner closes its log file and leaves the logger current; later tests need an open one."""
-    yield
-    MMLogger.get_instance(f'after_{random.getrandbits(64)}')
 
 
 class Numbers(Dataset):

@@ -1,6 +1,8 @@
 """What the command line tools share: reading configs, overriding them, reporting errors."""
 
+import atexit
 import difflib
+import logging
 import os
 import sys
 import traceback
@@ -176,10 +178,27 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         print(f'error: {_message(error)}', file=sys.stderr)
         sys.exit(2)
+    else:
+        if torch.distributed.is_initialized():
+            _leave_group()
     finally:
-        # Gloo's threads abort a process that ends while its group is alive.
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _leave_group() -> None:
+    """End a process of a group after its work is done.
+
+    Without Python's tidying up: now and then gloo's threads abort a process in it, and the launcher
+    then reports a failure of a run that is complete.
+    """
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _message(error: Exception) -> str:
