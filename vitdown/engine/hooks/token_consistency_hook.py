@@ -3,7 +3,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -11,7 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitdown.models.distillation import find_classifier, find_module
+from vitdown.models.distillation import batch_target, find_classifier, find_module
 from vitdown.models.losses.token_consistency import TokenConsistencyLoss
 from vitdown.models.token_fusion.base import check_r
 from vitdown.registry import HOOKS
@@ -117,7 +116,7 @@ class TokenConsistencyHook(Hook):
             student['tokens'][:batch, 0],
             teacher['tokens'][:batch, 0],
             student.get('logits'),
-            get_targets(call['data_samples']),
+            batch_target(call['data_samples']),
         )
         weighted = {
             f'teacher_{name}': self.teacher_loss_weight * value
@@ -132,13 +131,6 @@ def draw_r(r_max: int | float, seed: int, iteration: int) -> int | float:
     choices = r_max if r_max >= 1 else int(100 * r_max)
     drawn = int(np.random.default_rng([seed, iteration]).integers(max(1, choices)))
     return drawn if r_max >= 1 else drawn / 100
-
-
-def get_targets(data_samples: list) -> Tensor:
-    """Labels ``(B,)`` of data samples, or scores ``(B, K)`` where images were mixed."""
-    if 'gt_score' in data_samples[0]:
-        return torch.stack([sample.gt_score for sample in data_samples])
-    return torch.cat([sample.gt_label for sample in data_samples])
 
 
 @contextmanager
