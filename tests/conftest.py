@@ -1,4 +1,5 @@
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,14 @@ def own_scope():
     yield
     if 'mmengine.registry' in sys.modules:
         sys.modules['mmengine.registry'].DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def open_logger():
+    """A runner closes its log file and leaves the logger current; later tests need an open one."""
+    yield
+    if 'mmengine.logging' in sys.modules:
+        sys.modules['mmengine.logging'].MMLogger.get_instance(f'after_{random.getrandbits(64)}')
 
 
 @pytest.fixture(scope='session')
