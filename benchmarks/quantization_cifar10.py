@@ -96,7 +96,7 @@ def train(
     monitor = OscillationMonitor(model) if teacher is not None else None
     if annealing is not None:
         annealing.attach(optimizer)
-    curve = []
+    curve, every = [], min(20, steps)
     model.train()
     for step in range(steps):
         rate = min_lr + (lr - min_lr) * (1 + math.cos(math.pi * step / steps)) / 2
@@ -115,7 +115,7 @@ def train(
         optimizer.step()
         if monitor is not None:
             monitor.update()
-            if step % 20 == 19:
+            if (step + 1) % every == 0:
                 total = monitor.summary()['total']
                 curve.append((step + 1, total['frac'], total['band']))
     if annealing is not None:
