@@ -273,7 +273,7 @@ def draw(experiment: Experiment, seeds: list[int], bits: list[int], path: str) -
             if found:
                 steps = [point[0] for point in found[0]['curve']]
                 shares = np.mean([[100 * p[1] for p in r['curve']] for r in found], axis=0)
-                axis.plot(steps, shares, label=variant)
+                axis.plot(steps, shares, marker='.', label=variant)
         axis.set_title(f'W{b}A{b}', fontsize=9)
         axis.set_xlabel('step', fontsize=8)
         axis.tick_params(labelsize=7)
