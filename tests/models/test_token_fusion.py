@@ -272,29 +272,38 @@ def test_pair_wise_attention_refuses_maps_to_be_fused():
 
 
 @pytest.mark.parametrize('partner_stream', ['pwca', 'sa'])
-def test_pair_wise_stream_sees_the_fused_tokens_of_both_images(partner_stream):
+@pytest.mark.parametrize('fused_before', [False, True])
+def test_pair_wise_stream_sees_the_fused_tokens_of_both_images(partner_stream, fused_before):
     layer, x, partner = block(), tokens(6), torch.tensor([1, 2, 0])
     policy = MCTF(1, 6, [0])
-    out, state, _ = policy(layer, 0, x, FusionState(), False, partner, partner_stream)
-    alone, alone_state, _ = policy(layer, 0, x[:3], FusionState())
+    before = unequal_state() if fused_before else FusionState()
+    first = before.narrow(3)
+    out, state, _ = policy(layer, 0, x, before, False, partner, partner_stream)
+    alone, alone_state, _ = policy(layer, 0, x[:3], first)
     torch.testing.assert_close(out[:3], alone)
     assert torch.equal(state.source[:3], alone_state.source)
 
     # The other stream, with its attention map fused step by step.
     attn, pair = layer.attn, x[3:]
+    sizes = before.sizes(x).double()
     query, key = attn.project_qk(layer.ln1(x))
-    other = (key[3:] if partner_stream == 'pwca' else key[:3])[partner]
-    logits = attn.scale * query[3:] @ torch.cat((key[3:], other), dim=2).transpose(-2, -1)
+    met = slice(3, 6) if partner_stream == 'pwca' else slice(0, 3)
+    logits = attn.scale * query[3:] @ torch.cat((key[3:], key[met][partner]), dim=2).mT
+    logits += torch.cat((sizes[3:], sizes[met][partner]), dim=1).log()[:, None, None]
     weights = logits.softmax(-1)
     received = weights[..., :21].mean(dim=(1, 2))
-    own = policy.match(pair, received, None, 6)
-    assert torch.equal(own.slots, state.source[3:])
-    shares = policy.shares(own, received, torch.ones(3, 21))
+    own = policy.match(pair, received, before.size[3:] if fused_before else None, 6)
+    sources = own.slots.gather(1, before.source[3:]) if fused_before else own.slots
+    assert torch.equal(sources, state.source[3:])
+    shares = policy.shares(own, received, sizes[3:])
     fused = fuse_tokens(pair, own, shares)
-    slots = (state.source[3:] if partner_stream == 'pwca' else state.source[:3])[partner]
+    first_fused, first_own = fuse_first(policy, layer, x[:3], first)
     value = attn.project_v(layer.ln1(fused))
-    first_values = attn.project_v(layer.ln1(fuse_first(policy, layer, x[:3])))
-    other_value = (value if partner_stream == 'pwca' else first_values)[partner]
+    if partner_stream == 'pwca':
+        other_value, slots = value[partner], own.slots[partner]
+    else:
+        other_value = attn.project_v(layer.ln1(first_fused))[partner]
+        slots = first_own.slots[partner]
     one_hot = torch.nn.functional.one_hot
     keys = torch.cat(
         (
@@ -307,15 +316,35 @@ def test_pair_wise_stream_sees_the_fused_tokens_of_both_images(partner_stream):
     mixed = (average @ keys) @ torch.cat((value, other_value), dim=2)
     expected = fused + attn.project_out(mixed.transpose(1, 2).flatten(2))
     expected = layer.ffn(layer.ln2(expected), identity=expected)
-    torch.testing.assert_close(out[3:], expected)
+    torch.testing.assert_close(out[3:], expected, rtol=1e-6, atol=1e-6)
 
 
-def fuse_first(policy, layer, x):
-    """Fused tokens of a plain stream, before the block goes on with them."""
+def unequal_state():
+    """State of two streams of three images with 21 tokens of 40, every image fused otherwise."""
+    shifts = torch.tensor([0, 3, 7, 1, 9, 12])[:, None]
+    source = torch.cat((torch.arange(21), torch.arange(19) // 2 + 1)).expand(6, -1)
+    source = torch.where(source == 0, 0, (source + shifts) % 20 + 1)
+    size = torch.zeros(6, 21).scatter_add(1, source, torch.ones(6, 40))
+    return FusionState(size=size, source=source)
+
+
+def fuse_first(policy, layer, x, state):
+    """Fused tokens of a plain stream, before the block goes on with them, and who goes where."""
+    sizes = state.sizes(x).double()
     query, key = layer.attn.project_qk(layer.ln1(x))
-    received = (layer.attn.scale * query @ key.transpose(-2, -1)).softmax(-1).mean(dim=(1, 2))
-    assignment = policy.match(x, received, None, 6)
-    return fuse_tokens(x, assignment, policy.shares(assignment, received, torch.ones(3, 21)))
+    logits = layer.attn.scale * query @ key.mT + sizes.log()[:, None, None]
+    received = logits.softmax(-1).mean(dim=(1, 2))
+    assignment = policy.match(x, received, state.size, 6)
+    return fuse_tokens(x, assignment, policy.shares(assignment, received, sizes)), assignment
+
+
+@pytest.mark.parametrize('partner_stream', ['pwca', 'sa'])
+def test_a_partners_token_counts_as_often_as_its_size(partner_stream):
+    """Two streams of fused tokens give what those of their copies give."""
+    layer, x, partner, state = block(), tokens(6), torch.tensor([1, 2, 0]), unequal_state()
+    out, _, _ = ToMe(0, 1)(layer, 0, x, state, False, partner, partner_stream)
+    copies, _ = layer(state.spread(x), None, False, partner, partner_stream)
+    torch.testing.assert_close(state.spread(out), copies, rtol=1e-6, atol=1e-6)
 
 
 def test_tokens_without_attention_count_alike():

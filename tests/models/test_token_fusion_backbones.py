@@ -21,6 +21,7 @@ from vitdown.models.backbones import (
     T2TViT,
     VisionTransformer,
 )
+from vitdown.models.heads.jpm_head import jigsaw_order
 from vitdown.models.layers import attention_rollout
 from vitdown.registry import MODELS
 
@@ -388,6 +389,42 @@ def test_lv_vit_learns_labels_of_tokens(policy):
     samples[1].set_field(torch.rand(5, 2, 2), 'token_score')
     with pytest.raises(ValueError, match=r'token_score of \(5, 2, 2\) does not fit 16 patches'):
         model.loss(images(), samples)
+
+
+def test_patches_are_labelled_by_the_tokens_that_they_went_into():
+    model = randomize(MODELS.build(lv_vit(POLICIES['mctf'], 5, **SMALL_LV_VIT)))
+    head, feats = model.head, model.extract_feat(images())
+    scores = head.aux_head(feats[-1].normed_tokens)
+    places = feats[-1].source.tolist()
+    expected = torch.stack([torch.stack([s[i] for i in p[1:]]) for s, p in zip(scores, places)])
+    torch.testing.assert_close(head.patch_logits(feats), expected)
+
+    # The loss meets every patch with the label of its own place.
+    labels = torch.arange(32).view(2, 16) % 5
+    maps = torch.nn.functional.one_hot(labels, 5).float().mT.unflatten(2, (4, 4))
+    samples = [DataSample().set_gt_label(label) for label in (1, 4)]
+    for sample, token_score in zip(samples, maps):
+        sample.set_field(token_score, 'token_score')
+    loss = 0.5 * torch.nn.functional.cross_entropy(expected.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(head.loss(feats, samples)['loss_token'], loss)
+
+
+def test_jigsaw_cuts_the_patch_grid_and_not_the_fused_tokens():
+    model = build(POLICIES['mctf'])
+    head = MODELS.build(dict(type='JPMHead', num_classes=4, in_channels=24, num_groups=3))
+    head.attach(model)
+    head.init_from_backbone(model)
+    feats = model.forward_tokens(images())
+    assert not torch.equal(feats.last_layer_source, feats.source)
+    features = head.features(feats)
+    torch.testing.assert_close(features[0], feats.normed_tokens[:, 0])
+    order = jigsaw_order(16)
+    for image, (tokens, places) in enumerate(zip(feats.last_layer_input, feats.last_layer_source)):
+        grid = [tokens[place] for place in places.tolist()]
+        for group, feature in enumerate(features[1:]):
+            run = [grid[0], *(grid[1 + i] for i in order[5 * group : 5 * group + 5])]
+            expected = head.local_norm(head.local_layer(torch.stack(run)[None])[0][0, 0])
+            torch.testing.assert_close(feature[image], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_residual_branches_of_lv_vit_are_halved():
