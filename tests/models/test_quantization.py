@@ -145,8 +145,29 @@ class TestLSQ:
 
     def test_another_number_of_tokens_is_explained(self):
         quantizer = LSQQuantizer(4, (-1, 1), 7)
-        with pytest.raises(ValueError, match=r"7 tokens got 5.*act_granularity='tensor'"):
+        with pytest.raises(ValueError, match=r"7 tokens and got 5.*act_granularity='tensor'"):
             quantizer(torch.randn(2, 5, 3))
+
+    @pytest.mark.parametrize(
+        ('build', 'skip', 'expected'),
+        [
+            (tiny_vit, (), r"'patch_embed.projection.input_quant' .* 32x32 pixels and got 48x48"),
+            (
+                tiny_vit,
+                ('patch_embed',),
+                r"'layers.0.attn.qkv.input_quant' .* 17 tokens and got 37",
+            ),
+            (tiny_swin, ('patch_embed',), r"'stages.0.blocks.0.ffn.* 64 tokens and got 256"),
+        ],
+    )
+    def test_another_image_size_is_explained(self, build, skip, expected):
+        model = build(quant_cfg={**W4A4, 'skip': skip})
+        model.eval()
+        run(model)
+        size = 48 if build is tiny_vit else 64
+        with pytest.raises(ValueError, match=f"act_granularity='token'.*{expected}.*'tensor'"):
+            run(model, size=size)
+        run(build(quant_cfg={**W4A4, 'act_granularity': 'tensor'}), size=size)
 
     def test_half_precision_inputs_are_quantized_in_float32(self):
         quantizer = LSQQuantizer(4, (-1, 1), 7)

@@ -69,6 +69,9 @@ def convert(
     if unused := cfg.unused_patterns(names):
         raise ValueError(f'quant_cfg: no module of {type(model).__name__} is called {unused}')
     _Converter(model, cfg).run()
+    for name, module in model.named_modules():
+        if isinstance(module, LSQQuantizer):
+            module.name = name
     per_token = [quantizer for quantizer in quantizers_of(model) if quantizer.step is None]
     if per_token:
         size_quantizers(model, run or (lambda: _forward_black_image(model)))

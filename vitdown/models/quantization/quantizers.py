@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from mmengine import dist
@@ -72,7 +73,9 @@ class LSQQuantizer(nn.Module):
             shift a pixel, to be sized; None for no shifts.
 
     Attributes:
+        name (str): Name within the model, for messages.
         columns (int, optional): Tokens ``(B, H * W, C)`` have W columns and steps belong to them.
+        num_tokens (int, optional): Their number ``H * W``.
         grid (tuple[int, int], optional): Patch grid ``(h, w)`` of the tokens, which steps of
             another grid are resized to on load.
     """
@@ -97,7 +100,10 @@ class LSQQuantizer(nn.Module):
         self.steps_per_position = -math.prod(step_view)
         self.init_factor = init_factor or (4.0 if signed is False else 2.0)
         self.shift_view = shift_view
+        self.per_pixel = shift_view == ()
+        self.name = ''
         self.columns: int | None = None
+        self.num_tokens: int | None = None
         self.grid: tuple[int, int] | None = None
         self.sizing = False
         self.register_parameter('step', None)
@@ -129,18 +135,42 @@ class LSQQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantized input, float32, of the same shape."""
-        if self.columns is not None:
-            return self._quantize(x.unflatten(-2, (-1, self.columns))).flatten(-3, -2)
-        return self._quantize(x)
-
-    def _quantize(self, x: Tensor) -> Tensor:
         if self.sizing:
             self._size(x)
             return x
-        self._check(x)
+        out = self.arrange(x)
         if not self._is_initialized:
-            self.calibrate(x)
-        return lsq(x, self.broadcast_step(), *self.bounds, *self.shifts())
+            self.calibrate(out)
+        out = lsq(out, self.broadcast_step(), *self.bounds, *self.shifts())
+        return out if self.columns is None else out.flatten(-3, -2)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """The input in the shape that steps and shifts broadcast against.
+
+        Raises:
+            ValueError: If it has another number of tokens or pixels than steps and shifts are for.
+        """
+        if self.step is None:
+            raise RuntimeError('This quantizer has no steps yet: size_quantizers() adds them')
+        steps = self.step.numel() // self.steps_per_position
+        if self.columns is not None:
+            if x.shape[-2] != self.num_tokens:
+                self._refuse(f'{self.num_tokens} tokens', x.shape[-2], x)
+            return x.unflatten(-2, (-1, self.columns))
+        if steps not in (1, x.shape[self.axis]):
+            self._refuse(f'{steps} tokens', x.shape[self.axis], x)
+        if self.per_pixel and x.shape[-2:] != self.shift_view:
+            sizes = ['x'.join(map(str, size)) for size in (self.shift_view, x.shape[-2:])]
+            self._refuse(f'{sizes[0]} pixels', sizes[1], x)
+        return x
+
+    def _refuse(self, expected: str, found: int | str, x: Tensor) -> NoReturn:
+        name = f'quantizer {self.name!r}' if self.name else 'a quantizer'
+        raise ValueError(
+            f"quant_cfg.act_granularity='token': {name} was built for {expected} and got {found} "
+            f'(input {tuple(x.shape)}). Build the model with the img_size of its inputs, or set '
+            "quant_cfg.act_granularity='tensor'"
+        )
 
     def broadcast_step(self) -> Tensor:
         """The steps in the shape that broadcasts against the input."""
@@ -186,23 +216,15 @@ class LSQQuantizer(nn.Module):
         self._is_initialized = False
 
     def _size(self, x: Tensor) -> None:
+        if self.columns is not None:
+            self.num_tokens = x.shape[-2]
         if self.step is None:
-            number = x.shape[self.axis] * self.steps_per_position
+            positions = x.shape[self.axis] if self.columns is None else self.columns
+            number = positions * self.steps_per_position
             self.step = nn.Parameter(torch.ones(number, device=x.device))
         if self.shift_view == ():
             self.shift_view = tuple(x.shape[-2:])
             self._add_shifts(math.prod(self.shift_view), x.device)
-
-    def _check(self, x: Tensor) -> None:
-        if self.step is None:
-            raise RuntimeError('This quantizer has no steps yet: size_quantizers() adds them')
-        number = self.step.numel() // self.steps_per_position
-        if number not in (1, x.shape[self.axis]):
-            raise ValueError(
-                f'Quantizer with steps for {number} tokens got {x.shape[self.axis]} (input '
-                f'{tuple(x.shape)}). Steps per token need a fixed number of tokens: keep to the '
-                "input size of the config, or set quant_cfg.act_granularity='tensor'"
-            )
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}

@@ -48,9 +48,7 @@ class IntegerInput(nn.Module):
         """``(..., I)`` to uint8 codes, shifted by ``zero_point``."""
         quantizer = self.quantizer
         shape = x.shape
-        if quantizer.columns is not None:
-            x = x.unflatten(-2, (-1, quantizer.columns))
-        quantizer._check(x)
+        x = quantizer.arrange(x)
         before, _ = quantizer.shifts()
         x = x.float() if before is None else x + before
         codes = lsq_codes(x, quantizer.broadcast_step(), *quantizer.bounds)
