@@ -17,6 +17,12 @@ def test_import_contracts_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0, capsys.readouterr().out
 
 
+def test_types_of_the_public_modules_fit(tmp_path: Path) -> None:
+    mypy = [sys.executable, '-m', 'mypy', '--cache-dir', str(tmp_path)]
+    result = subprocess.run(mypy, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 @pytest.mark.parametrize('command', [['check'], ['format', '--check']], ids=' '.join)
 def test_ruff_finds_nothing(command: list[str]) -> None:
     ruff = [sys.executable, '-m', 'ruff', *command, '--no-cache', str(ROOT)]

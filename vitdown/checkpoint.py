@@ -10,7 +10,7 @@ import pickle
 import re
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,10 +26,10 @@ from vitdown.files import write_atomically
 try:
     from numpy._core.multiarray import _reconstruct, scalar
 except ImportError:  # numpy < 2
-    from numpy.core.multiarray import _reconstruct, scalar
+    from numpy.core.multiarray import _reconstruct, scalar  # type: ignore[no-redef]
 
 
-def _method_of_history_buffer(owner: type, name: str):
+def _method_of_history_buffer(owner: type, name: str) -> Callable:
     """Stands in for ``getattr``, by which a pickled log history refers to its own methods."""
     if owner is not HistoryBuffer or name.startswith('_'):
         raise pickle.UnpicklingError(f'Unsupported attribute {name} of {owner}')
@@ -160,10 +160,10 @@ def check_fit(
     Raises:
         CheckpointError: Listing what is missing, unexpected and of another shape.
     """
-    ignore = [re.compile(pattern) for pattern in ignore]
+    patterns = [re.compile(pattern) for pattern in ignore]
 
     def matters(key: str) -> bool:
-        return not key.endswith('num_batches_tracked') and not any(p.search(key) for p in ignore)
+        return not key.endswith('num_batches_tracked') and not any(p.search(key) for p in patterns)
 
     own = model.state_dict()
     optional, resized = _listed(model, 'optional_state'), _listed(model, 'resized_state')

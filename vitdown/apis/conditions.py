@@ -24,7 +24,7 @@ def parse_conditions(
     Raises:
         ValueError: If a column is unknown or a value is none of its type.
     """
-    conditions = {}
+    conditions: dict[str, list | Between] = {}
     for name, text in texts.items():
         if name not in types:
             raise ValueError(f'the gallery has no column {name!r}, only {sorted(types)}')

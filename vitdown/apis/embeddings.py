@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,10 +69,13 @@ class Embeddings:
 
     def _npz(self) -> bytes:
         stream = io.BytesIO()
-        columns = {_COLUMN + name: column for name, column in self.metadata.items()}
-        np.savez(
-            stream, features=self.features, paths=self.paths, model=np.array(self.model), **columns
-        )
+        arrays: dict[str, Any] = {
+            'features': self.features,
+            'paths': self.paths,
+            'model': np.array(self.model),
+            **{_COLUMN + name: column for name, column in self.metadata.items()},
+        }
+        np.savez(stream, **arrays)
         return stream.getvalue()
 
     def _jsonl(self) -> bytes:
@@ -143,8 +147,9 @@ def read_metadata(table: str | os.PathLike, paths: Sequence[str]) -> Columns:
     folder = os.path.dirname(os.path.abspath(table))
     with open(table, newline='', encoding='utf-8-sig') as file:
         reader = csv.DictReader(file)
-        names = [name for name in reader.fieldnames or [] if name != 'path']
-        if not names or len(names) == len(reader.fieldnames):
+        fields = reader.fieldnames or []
+        names = [name for name in fields if name != 'path']
+        if not names or len(names) == len(fields):
             raise ValueError(
                 f"{table}: the head line must name 'path' and at least one more column"
             )
@@ -153,17 +158,16 @@ def read_metadata(table: str | os.PathLike, paths: Sequence[str]) -> Columns:
         rows = {}
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(
-                    f'{table}, line {reader.line_num}: {len(reader.fieldnames)} fields expected'
-                )
+                raise ValueError(f'{table}, line {reader.line_num}: {len(fields)} fields expected')
             rows[_absolute(row['path'], folder)] = row
-    found = [rows.get(_absolute(path, os.getcwd())) for path in paths]
-    if None in found:
+    keys = [_absolute(path, os.getcwd()) for path in paths]
+    missing = [path for path, key in zip(paths, keys) if key not in rows]
+    if missing:
         raise ValueError(
-            f'{table} has no row for {paths[found.index(None)]} (and {found.count(None) - 1} '
-            "more images); the column 'path' is relative to the table's folder"
+            f'{table} has no row for {missing[0]} (and {len(missing) - 1} more images); the column '
+            "'path' is relative to the table's folder"
         )
-    return {name: _typed([row[name] for row in found]) for name in names}
+    return {name: _typed([rows[key][name] for key in keys]) for name in names}
 
 
 def _absolute(path: str, folder: str) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from vitdown.evaluation.index import GalleryIndex
 
 if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
     from vitdown.evaluation.index.qdrant import QdrantGallery
 
     Gallery = GalleryIndex | QdrantGallery
@@ -72,7 +74,7 @@ def is_collection(location: str) -> bool:
     return location.startswith(_SCHEMES)
 
 
-def _collection(location: str):
+def _collection(location: str) -> tuple[QdrantClient, str]:
     try:
         from qdrant_client import QdrantClient
     except ImportError as error:

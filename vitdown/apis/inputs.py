@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitdown.datasets.files import IMAGE_SUFFIXES
 
-ImageInput = str | os.PathLike | np.ndarray | Image.Image
+ImageInput: TypeAlias = str | os.PathLike | np.ndarray | Image.Image
 Sample = dict[str, Any]
 
 
@@ -36,9 +36,11 @@ def list_images(inputs: ImageInput | Sequence[ImageInput]) -> list[Sample]:
         TypeError: If an input is something else.
         ValueError: If there is no input.
     """
-    several = isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes))
+    entries: Sequence[Any] = [inputs]
+    if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes)):
+        entries = inputs
     samples: list[Sample] = []
-    for entry in inputs if several else [inputs]:
+    for entry in entries:
         if isinstance(entry, (str, os.PathLike)):
             samples += [{'img_path': path} for path in _expand(os.fspath(entry))]
         elif isinstance(entry, np.ndarray):
@@ -75,7 +77,7 @@ def _expand(text: str) -> list[str]:
     return [text]
 
 
-def _images(paths) -> list[str]:
+def _images(paths: Iterable[Path]) -> list[str]:
     return sorted(
         str(path) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )

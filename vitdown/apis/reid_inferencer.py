@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from .rankings import Rankings
 if TYPE_CHECKING:
     from .galleries import Gallery
 
-Inputs = ImageInput | Sequence[ImageInput]
+Inputs: TypeAlias = ImageInput | Sequence[ImageInput]
 
 
 @dataclass
@@ -269,7 +269,7 @@ class ReIDInferencer(BaseInferencer):
         )
 
     def preprocess(
-        self, inputs: list[Sample], **kwargs
+        self, inputs: list[Sample], **kwargs: Any
     ) -> Iterator[tuple[list[int], Any, list[tuple[int, str]]]]:
         """Batches: numbers of the images in it, the batch, numbers and reasons of bad images."""
         loader = DataLoader(
@@ -281,11 +281,11 @@ class ReIDInferencer(BaseInferencer):
         return iter(tqdm(loader, 'Embedding', disable=not self.show_progress, unit='batch'))
 
     def visualize(
-        self, inputs: list, preds: list[DataSample], show: bool = False, **kwargs
+        self, inputs: list, preds: list[DataSample], show: bool = False, **kwargs: Any
     ) -> None:
         """Features have no picture of their own; see :class:`Rankings`."""
 
-    def postprocess(self, preds: list[DataSample], visualization: None, **kwargs) -> Any:
+    def postprocess(self, preds: list[DataSample], visualization: None, **kwargs: Any) -> Any:
         """Nothing is left to do: :meth:`__call__` returns :class:`Embeddings`."""
         return preds
 
@@ -305,7 +305,7 @@ class ReIDInferencer(BaseInferencer):
     def _init_pipeline(self, cfg: Config) -> Compose:
         return Compose(pipeline_of(cfg))
 
-    def _init_collate(self, cfg: Config):
+    def _init_collate(self, cfg: Config) -> Callable:
         return default_collate
 
     def _init_visualizer(self, cfg: Config) -> None:
@@ -345,7 +345,9 @@ class _Images(torch.utils.data.Dataset):
             return number, None, str(error).removesuffix(SKIP_HINT).strip()
 
 
-def _collate(collate_fn, items: list[tuple[int, dict | None, str]]):
+def _collate(
+    collate_fn: Callable, items: list[tuple[int, dict | None, str]]
+) -> tuple[list[int], Any, list[tuple[int, str]]]:
     good = [(number, packed) for number, packed, _ in items if packed is not None]
     errors = [(number, reason) for number, packed, reason in items if packed is None]
     numbers = [number for number, _ in good]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -148,13 +148,13 @@ class Evaluation:
 class _Ranked:
     """What ranking lists are made of: expanded queries or re-ranked distances, where used."""
 
-    features: list[torch.Tensor]
+    features: tuple[torch.Tensor, torch.Tensor]
     labels: dict[str, Any]
     options: EvaluationOptions
     distances: RerankedDistances | None = None
     group: Group = None
 
-    def _call(self, of_features, of_distances, **options):
+    def _call(self, of_features: Callable, of_distances: Callable, **options: Any) -> Any:
         options.update(self.labels, max_memory_mb=self.options.max_memory_mb)
         if self.distances is not None:
             return of_distances(self.distances, **options)
@@ -200,29 +200,44 @@ def evaluate_feature_sets(
     if self_index is None:
         self_index = find_same_images(query, gallery)
     cross_camera = _uses_cameras(query, gallery, options.protocol)
-    labels = {'query_ids': query.ids, 'gallery_ids': gallery.ids, 'self_index': self_index}
+    labels: dict[str, Any] = {
+        'query_ids': query.ids,
+        'gallery_ids': gallery.ids,
+        'self_index': self_index,
+    }
     if cross_camera:
         labels.update(query_cameras=query.cameras, gallery_cameras=gallery.cameras)
-    features = [torch.from_numpy(x.features).to(options.device) for x in (query, gallery)]
-    ranked = _Ranked(features, labels, options, group=group)
+    queries = torch.from_numpy(query.features).to(options.device)
+    images = torch.from_numpy(gallery.features).to(options.device)
+    ranked = _Ranked((queries, images), labels, options, group=group)
     if options.is_drawn:
         return _evaluate_drawn(query, gallery, ranked)
 
     results = {'': ranked.scores}
-    common = {'metric': options.metric, 'max_memory_mb': options.max_memory_mb}
+    common: dict[str, Any] = {'metric': options.metric, 'max_memory_mb': options.max_memory_mb}
     if options.query_expansion is not False:
         expanded = query_expansion(
-            *features, **_as_dict(options.query_expansion), **common, self_index=self_index
+            queries,
+            images,
+            **_as_dict(options.query_expansion),
+            **common,
+            self_index=self_index,
         )
-        ranked = _Ranked([expanded, features[1]], labels, options, group=group)
+        ranked = _Ranked((expanded, images), labels, options, group=group)
         results['qe_'] = ranked.scores
     if options.rerank is not False:
         distances = k_reciprocal_rerank(
-            *features, **_as_dict(options.rerank), **common, progress=True, group=group
+            queries,
+            images,
+            **_as_dict(options.rerank),
+            **common,
+            progress=True,
+            group=group,
         )
-        ranked = _Ranked(features, labels, options, distances, group)
+        ranked = _Ranked((queries, images), labels, options, distances, group)
         results['rerank_'] = ranked.scores
-    metrics, per_query = {}, {}
+    metrics: dict[str, Any] = {}
+    per_query: dict[str, Any] = {}
     for prefix, result in results.items():
         for name, value in result.items():
             (per_query if name in _PER_QUERY else metrics)[prefix + name] = value
@@ -230,7 +245,7 @@ def evaluate_feature_sets(
     for prefix in results:
         del per_query[f'{prefix}num_valid_queries']
     if options.tpr_at_fpr:
-        metrics.update(tpr_at_fpr(*features, **labels, **common, fpr=options.tpr_at_fpr))
+        metrics.update(tpr_at_fpr(queries, images, **labels, **common, fpr=options.tpr_at_fpr))
     protocol = 'cross-camera' if cross_camera else 'plain, only the query itself is left out'
     return Evaluation(protocol, metrics, query, per_query, count, ranked)
 
@@ -239,7 +254,7 @@ def _evaluate_drawn(query: FeatureSet, gallery: FeatureSet, ranked: _Ranked) -> 
     """The protocols that draw the gallery several times."""
     options, labels = ranked.options, ranked.labels
     repeats = options.repeats or REPEATS[options.protocol]
-    common = {
+    common: dict[str, Any] = {
         'metric': options.metric,
         'topk': options.topk,
         'max_memory_mb': options.max_memory_mb,
@@ -255,7 +270,9 @@ def _evaluate_drawn(query: FeatureSet, gallery: FeatureSet, ranked: _Ranked) -> 
         )
         what = "VehicleID's, one image of each identity is the gallery"
     else:
-        result = evaluate_single_gallery_shot(*ranked.features, **labels, **common)
+        result = evaluate_single_gallery_shot(
+            ranked.features[0], ranked.features[1], **labels, **common
+        )
         what = 'single gallery shot, one image of each identity'
         what += ' from another camera' if 'query_cameras' in labels else ''
     count = result.pop('num_valid_queries')

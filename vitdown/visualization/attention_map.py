@@ -100,8 +100,8 @@ def draw_rollout(image: np.ndarray, attention: AttentionMap, opacity: float = 0.
         opacity (float): Of the colours.
     """
     height, width = image.shape[:2]
-    scores = Image.fromarray(attention.scores.astype(np.float32))
-    scores = np.asarray(scores.resize((width, height), Image.Resampling.BILINEAR))
+    small = Image.fromarray(attention.scores.astype(np.float32))
+    scores = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
     low, high = attention.scores.min(), attention.scores.max()
     scaled = (scores - low) / max(high - low, np.finfo(np.float32).tiny)
     colours = 255 * _COLOURS(scaled)[..., :3]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -93,6 +94,6 @@ def draw_training(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
     return figure
 
 
-def _legend(axes, curves: Mapping) -> None:
+def _legend(axes: Axes, curves: Mapping) -> None:
     if len(curves) > 1:
         axes.legend()

@@ -51,16 +51,15 @@ def draw_feature_map(
         markers (Sequence, optional): (N,) booleans, points to draw hollow, e.g. queries.
         what (str): What the labels are called.
     """
-    labels = np.asarray(labels)
+    values, numbers = np.unique(np.asarray(labels), return_inverse=True)
     hollow = np.zeros(len(points), bool) if markers is None else np.asarray(markers)
-    values = np.unique(labels)
     with plot(size=(3.4, 3.0)) as (figure, (axes,)):
         for number, value in enumerate(values):
             colour = COLOURS[number % len(COLOURS)]
             style = dict(
                 marker=_MARKERS[number // len(COLOURS) % len(_MARKERS)], s=10, linewidths=0.7
             )
-            chosen = labels == value
+            chosen = numbers == number
             full, empty = points[chosen & ~hollow], points[chosen & hollow]
             axes.scatter(*full.T, color=colour, label=str(value), **style)
             axes.scatter(*empty.T, facecolors='none', edgecolors=colour, **style)

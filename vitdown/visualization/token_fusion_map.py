@@ -30,7 +30,9 @@ class FusionTrace:
 
 
 @torch.no_grad()
-def trace_fusion(backbone: nn.Module, inputs: Tensor, **side_information) -> list[FusionTrace]:
+def trace_fusion(
+    backbone: nn.Module, inputs: Tensor, **side_information: Tensor
+) -> list[FusionTrace]:
     """Run a backbone and note how tokens are fused.
 
     Args:

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
 from vitdown.apis.conditions import parse_conditions, parse_value
+from vitdown.apis.rankings import Rankings
 from vitdown.apis.reid_inferencer import ReIDInferencer
 from vitdown.datasets.transforms import LoadReIDImage
 from vitdown.datasets.transforms.decoding import CorruptImageError
+from vitdown.evaluation.index import GalleryIndex
 from vitdown.files import write_atomically
 from vitdown.visualization.attention_map import draw_rollout
 
@@ -98,7 +101,7 @@ def create_app(inferencer: ReIDInferencer, gallery: Gallery, settings: PageSetti
         routes.append(Route('/login', page.login, methods=['GET', 'POST']))
         middleware.insert(3, Middleware(TokenGuard, token=settings.token))
     if settings.upload_dir is not None:
-        routes.append(Route('/add', page.add, methods=['POST']))
+        routes.append(Route('/add', partial(page.add, settings.upload_dir), methods=['POST']))
     handlers = {HTTPException: page.error, UploadError: page.error}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
@@ -149,7 +152,7 @@ class _Page:
         context = {'message': 'This is not the token.'}
         return self.templates.TemplateResponse(request, 'login.html', context, status_code=401)
 
-    async def add(self, request: Request) -> Response:
+    async def add(self, folder: Path, request: Request) -> Response:
         async with request.form(max_files=1, max_fields=100) as form:
             data = await _file(form, 'image')
             pixels, suffix = decode_upload(data, self.settings.max_pixels)
@@ -160,7 +163,7 @@ class _Page:
                     metadata[name] = np.array([parse_value(text, name, dtype)])
                 except ValueError as error:
                     raise HTTPException(400, f'{error}: every column needs a value') from None
-            number = await run_in_threadpool(self._add, data, pixels, suffix, metadata)
+            number = await run_in_threadpool(self._add, folder, data, pixels, suffix, metadata)
         return RedirectResponse(f'/search?id={number}', 303)
 
     async def error(self, request: Request, error: Exception) -> Response:
@@ -220,22 +223,27 @@ class _Page:
             ((image, attention),) = self.inferencer.attend(pixels[..., ::-1])
         return draw_rollout(image, attention)
 
-    def _ranked(self, query: np.ndarray, k: int, where: dict | None):
+    def _ranked(self, query: np.ndarray, k: int, where: dict | None) -> Rankings:
         with self.lock:
             return self.inferencer.search(query, self.gallery, k, where)
 
     def _add(
-        self, data: bytes, pixels: np.ndarray, suffix: str, metadata: dict[str, np.ndarray]
+        self,
+        folder: Path,
+        data: bytes,
+        pixels: np.ndarray,
+        suffix: str,
+        metadata: dict[str, np.ndarray],
     ) -> int:
         # A name of our own: the uploaded one could point anywhere.
-        file = self.settings.upload_dir.resolve() / f'{uuid.uuid4().hex}{suffix}'
+        file = folder.resolve() / f'{uuid.uuid4().hex}{suffix}'
         with self.lock:
             feature = self.inferencer(pixels).features
             write_atomically(data, file)
             try:
                 columns = {'path': np.array([str(file)]), **metadata}
                 number = int(self.gallery.add(feature, metadata=columns)[0])
-                if self.settings.gallery_dir is not None:
+                if isinstance(self.gallery, GalleryIndex) and self.settings.gallery_dir is not None:
                     self.gallery.save(self.settings.gallery_dir)
             except BaseException:
                 file.unlink()

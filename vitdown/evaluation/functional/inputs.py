@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from numbers import Real
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-Features = torch.Tensor | np.ndarray
-Labels = torch.Tensor | np.ndarray | Sequence[int]
+Features: TypeAlias = torch.Tensor | np.ndarray
+Labels: TypeAlias = torch.Tensor | np.ndarray | Sequence[int]
 METRICS = ('cosine', 'euclidean')
 
 

@@ -41,9 +41,10 @@ class RankingProtocol:
                 f'{given}_cameras are given without {missing}_cameras: the cross-camera protocol '
                 'needs both; leave out both to keep same-camera entries'
             )
-        if query_cameras is not None:
-            query_cameras = as_labels(query_cameras, 'query_cameras', num_query, 'query features')
-            gallery_cameras = as_labels(
+        of_query, of_gallery = None, None
+        if query_cameras is not None and gallery_cameras is not None:
+            of_query = as_labels(query_cameras, 'query_cameras', num_query, 'query features')
+            of_gallery = as_labels(
                 gallery_cameras, 'gallery_cameras', num_gallery, 'gallery features'
             )
         if self_index is not None:
@@ -60,7 +61,7 @@ class RankingProtocol:
                     f'self_index of query {other[0]} (identity {query[other[0]]}) points to a '
                     f'gallery image of identity {gallery[self_index[other[0]]]}'
                 )
-        return cls(query, gallery, query_cameras, gallery_cameras, self_index)
+        return cls(query, gallery, of_query, of_gallery, self_index)
 
     def __post_init__(self) -> None:
         self._order = np.argsort(self.gallery_ids, kind='stable')
@@ -79,7 +80,7 @@ class RankingProtocol:
         within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
         columns = self._order[np.repeat(first, count) + within]
         junk = np.zeros(len(rows), dtype=bool)
-        if self.query_cameras is not None:
+        if self.query_cameras is not None and self.gallery_cameras is not None:
             junk |= self.query_cameras[start + rows] == self.gallery_cameras[columns]
         if self.self_index is not None:
             junk |= self.self_index[start + rows] == columns

@@ -199,7 +199,9 @@ class RankedQueries:
         """(Q,) bool: queries with a positive."""
         return self.first_hit > 0
 
-    def put(self, where: slice | np.ndarray, ap: np.ndarray, inp: np.ndarray, hit: np.ndarray):
+    def put(
+        self, where: slice | np.ndarray, ap: np.ndarray, inp: np.ndarray, hit: np.ndarray
+    ) -> None:
         """Fill in some queries."""
         self.ap[where], self.inp[where], self.first_hit[where] = ap, inp, hit
 

@@ -145,7 +145,7 @@ def _camera_groups(protocol: RankingProtocol) -> list[tuple[slice | np.ndarray, 
     """Queries that share a gallery, and the gallery images it is drawn from."""
     if protocol.query_cameras is None:
         return [(slice(None), np.arange(len(protocol.gallery_ids)))]
-    groups = []
+    groups: list[tuple[slice | np.ndarray, np.ndarray]] = []
     for camera in np.unique(protocol.query_cameras):
         candidates = np.flatnonzero(protocol.gallery_cameras != camera)
         if len(candidates):

@@ -75,13 +75,13 @@ def roc_curve(
     )  # fmt: skip
     negatives, positives = pairs.count_coarse()
     filled = np.flatnonzero(negatives + positives)[::-1]
-    accepted = [np.cumsum(counts[filled]) for counts in (negatives, positives)]
+    fpr, tpr = (
+        np.r_[0.0, accepted / accepted[-1]]
+        for accepted in (np.cumsum(counts[filled]) for counts in (negatives, positives))
+    )
     # Rounding to the nearest: half a step below the first score of a bin.
     lower = (filled * float(_BINS) - 0.5) / _LAST * 2 - 1
-    return RocCurve(
-        *(np.r_[0.0, counts / counts[-1]] for counts in accepted),
-        np.r_[np.inf, pairs.scores.as_printed(lower)],
-    )
+    return RocCurve(fpr, tpr, np.r_[np.inf, pairs.scores.as_printed(lower)])
 
 
 def tpr_at_fpr(

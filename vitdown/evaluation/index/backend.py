@@ -92,7 +92,9 @@ def _inner(index: faiss.Index) -> faiss.Index:
     return _inner(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
-def _search(index, queries, k, allowed, share):
+def _search(
+    index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None, share: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Search with the effort that finds as much among a share of the rows as among all of them."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
@@ -120,7 +122,9 @@ def _search(index, queries, k, allowed, share):
     return index.search(queries, k, params=params)
 
 
-def _search_more(index, queries, k, allowed):
+def _search_more(
+    index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """For indexes that can't select: fetch more and more rows until k allowed ones are found."""
     if allowed is None:
         return index.search(queries, k)

@@ -131,9 +131,9 @@ class GalleryIndex:
             KeyError: If an id is not in the gallery.
         """
         ids = np.asarray(ids, dtype=np.int64)
-        rows = [np.flatnonzero((self._ids == number) & self._alive) for number in ids]
-        check_known(ids[[not len(found) for found in rows]])
-        rows = np.array([found[0] for found in rows], dtype=np.int64)
+        found = [np.flatnonzero((self._ids == number) & self._alive) for number in ids]
+        check_known(ids[[not len(rows) for rows in found]])
+        rows = np.array([rows[0] for rows in found], dtype=np.int64)
         return {name: column[rows] for name, column in self._columns.items()}
 
     def sample_ids(self, count: int) -> np.ndarray:
@@ -331,11 +331,11 @@ class GalleryIndex:
         k = min(k, len(self))
         queries = prepared(checked_features(queries, 'queries', self.dim), self.metric)
         if vectors is not None:
-            vectors = checked_features(vectors, 'vectors', self.dim)
-            if len(vectors) != len(self):
-                raise ValueError(f'{len(vectors)} vectors for a gallery of {len(self)}')
+            stored = checked_features(vectors, 'vectors', self.dim)
+            if len(stored) != len(self):
+                raise ValueError(f'{len(stored)} vectors for a gallery of {len(self)}')
             truth = faiss.IndexFlat(self.dim, self._index.metric_type)
-            for block in vectors.split(_BLOCK):
+            for block in stored.split(_BLOCK):
                 truth.add(prepared(block, self.metric))
             true_ids = self.ids[truth.search(queries, k)[1]]
         elif scans_exactly(self._index):

@@ -27,7 +27,7 @@ from .inputs import (
     checked_ids,
     prepared,
 )
-from .metadata import Between, Columns, append_columns, as_columns, as_values, comparable
+from .metadata import Between, Columns, Where, append_columns, as_columns, as_values, comparable
 from .result import SearchResult, worst_score
 
 _DISTANCES = {'cosine': models.Distance.COSINE, 'euclidean': models.Distance.EUCLID}
@@ -189,7 +189,7 @@ class QdrantGallery:
         if first:
             types = {name: _kept(column.dtype) for name, column in columns.items()}
         else:
-            types = self._types
+            types = self._types or {}
             append_columns({name: np.empty(0, types[name]) for name in types}, columns)
         ids = self._new_ids(ids, len(features))
         if first:
@@ -237,9 +237,7 @@ class QdrantGallery:
         points, _ = self.client.scroll(self.collection, limit=count, with_payload=False)
         return np.array([point.id for point in points], dtype=np.int64)
 
-    def search(
-        self, features: Features, k: int, where: Mapping[str, Any] | None = None
-    ) -> SearchResult:
+    def search(self, features: Features, k: int, where: Where | None = None) -> SearchResult:
         """The k best vectors for each query.
 
         Args:
@@ -263,9 +261,7 @@ class QdrantGallery:
         found = self.search(queries, k).ids
         return float(np.mean([np.isin(a, b).mean() for a, b in zip(truth, found)]))
 
-    def _search(
-        self, features: Features, k: int, where: Mapping[str, Any] | None, exact: bool
-    ) -> SearchResult:
+    def _search(self, features: Features, k: int, where: Where | None, exact: bool) -> SearchResult:
         queries = prepared(checked_features(features, 'features', self.dim), self.metric)
         check_k(k)
         if self._types is None or not len(self):
@@ -297,16 +293,17 @@ class QdrantGallery:
             metadata[name] = column
         return SearchResult(scores, ids, metadata)
 
-    def _filter(self, where: Mapping[str, Any]) -> models.Filter | None:
+    def _filter(self, where: Where) -> models.Filter | None:
         if not isinstance(where, Mapping):
             raise TypeError(
                 f'a Qdrant collection takes conditions as a dict of columns, not {type(where)}'
             )
+        types = self.column_types
         must = []
         for name, condition in where.items():
-            if name not in self._types:
-                raise KeyError(f'no metadata column {name!r}, only {sorted(self._types)}')
-            must.append(_condition(name, self._types[name], condition))
+            if name not in types:
+                raise KeyError(f'no metadata column {name!r}, only {sorted(types)}')
+            must.append(_condition(name, types[name], condition))
         return models.Filter(must=must) if must else None
 
     def _new_ids(self, ids: Sequence[int] | np.ndarray | None, length: int) -> np.ndarray:
@@ -331,7 +328,7 @@ class QdrantGallery:
             part = ids[start : start + _POINTS_PER_CALL].tolist()
             self.client.delete(self.collection, models.PointIdsList(points=part), wait=True)
 
-    def _points(self, with_payload: bool = False):
+    def _points(self, with_payload: bool = False) -> Iterator[models.Record]:
         """All points in the order of their ids."""
         offset = None
         while True:

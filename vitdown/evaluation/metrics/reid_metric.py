@@ -199,7 +199,8 @@ class ReIDMetric(BaseMetric):
         broadcast_object_list(outcome)
         if isinstance(outcome[0], ValueError):
             raise outcome[0]
-        metrics = self._evaluate(*outcome[0], group=get_default_group())
+        query, gallery, positions = outcome[0]
+        metrics = self._evaluate(query, gallery, positions, get_default_group())
         prefix = f'{self.prefix}/' if self.prefix else ''
         return {prefix + name: value for name, value in metrics.items()}
 
