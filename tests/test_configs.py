@@ -85,14 +85,31 @@ def test_metafile_lists_every_config(folder):
         assert (ROOT.parent / collection['README']).is_file()
         assert (ROOT.parent / collection['Code']['URL']).is_file()
     entries = metafile['Models']
-    assert sorted(entry['Config'] for entry in entries) == [
-        f'configs/{folder}/{path.name}' for path in sorted((ROOT / folder).glob('*.py'))
-    ]
+    listed = [entry['Config'] for entry in entries]
+    there = [f'configs/{folder}/{path.name}' for path in (ROOT / folder).glob('*.py')]
+    assert sorted(listed) == sorted(there), f'listed or there only: {set(listed) ^ set(there)}'
     for entry in entries:
         assert entry['In Collection'] in collections
         assert entry['Name'] == Path(entry['Config']).stem
         model = build_model(load_config(str(ROOT.parent / entry['Config'])))
         assert sum(p.numel() for p in model.parameters()) == entry['Metadata']['Parameters']
+
+
+def bases_of(path: Path) -> set[Path]:
+    """The files of ours that a config inherits from, at any remove."""
+    names = [name for name in Config._get_base_files(str(path)) if '::' not in name]
+    direct = {(path.parent / name).resolve() for name in names}
+    return direct.union(*map(bases_of, direct))
+
+
+def test_no_config_is_dead():
+    """Each base is inherited by a config; each config has a folder's metafile, which lists it."""
+    used = set().union(*map(bases_of, CONFIGS))
+    bases = {path.resolve() for path in (ROOT / '_base_').rglob('*.py')}
+    dead = sorted(path.relative_to(ROOT.resolve()).as_posix() for path in bases - used)
+    assert not dead, f'no config inherits from {dead}: use them or remove them'
+    stray = sorted(str(path) for path in CONFIGS if not (path.parent / 'metafile.yml').is_file())
+    assert not stray, f'configs that no metafile can list: {stray}'
 
 
 def readme_options() -> list[tuple[str, str]]:

@@ -6,11 +6,22 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT, run_tool
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PAGES = [
+    *sorted(ROOT.glob('*.md')), *sorted(ROOT.glob('docs/*.md')),
+    *sorted(ROOT.glob('configs/*/README.md')), ROOT / 'benchmarks/README.md',
+]  # fmt: skip
 
 TOOLS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -71,24 +82,58 @@ print(json.dumps(texts))
 """
 
 
-def test_tools_say_how_they_are_used():
-    lines = run_tool('-c', HELP, *TOOLS).stdout.splitlines()
-    texts = json.loads(lines[-1])
-    assert texts.keys() == set(TOOLS)
-    for tool, text in texts.items():
+@pytest.fixture(scope='module')
+def help_texts() -> dict[str, str]:
+    return json.loads(run_tool('-c', HELP, *TOOLS).stdout.splitlines()[-1])
+
+
+def test_tools_say_how_they_are_used(help_texts):
+    assert help_texts.keys() == set(TOOLS)
+    for tool, text in help_texts.items():
         assert 'usage:' in text, tool
         assert '--help' in text, tool
 
 
-def test_documented_tools_exist():
-    pages = [*ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md'), ROOT / 'README.md']
-    named = {
-        (page.name, path)
-        for page in pages
-        for path in re.findall(r'\btools/[\w/]+\.(?:py|sh)\b', page.read_text())
-    }
-    missing = [(page, path) for page, path in named if not (ROOT / path).is_file()]
-    assert not missing
+def commands(page: Path) -> list[str]:
+    """The command lines of a page, each with its continuation lines."""
+    blocks = re.findall(r'```(?:bash|sh|console)\n(.*?)```', page.read_text(), re.S)
+    return [line for block in blocks for line in block.replace('\\\n', ' ').splitlines() if line]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_name_what_exists(page, help_texts):
+    text = page.read_text()
+    named = set(
+        re.findall(r'(?<![\w/.-])(?:tools|configs|benchmarks)/[\w/-]+\.(?:py|sh|md)\b', text)
+    )
+    named |= {f'{m.replace(".", "/")}.py' for m in re.findall(r'-m (benchmarks\.\w+)', text)}
+    missing = sorted(path for path in named if not (ROOT / path).is_file())
+    assert not missing, f'{page.name} names {missing}, which do not exist'
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.M))
+    extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'][
+        'optional-dependencies'
+    ]
+    for command in commands(page):
+        command = command.split(' #')[0]
+        for target in re.findall(r'^make ((?:[a-z-]+ ?)+)', command):
+            assert set(target.split()) <= targets, f'{page.name}: {command}'
+        for names in re.findall(r'vitdown\[([\w,-]+)\]', command):
+            assert set(names.split(',')) <= set(extras), f'{page.name}: {command}'
+        for tool in re.findall(r'\btools/[\w/]+\.(?:py|sh)\b', command):
+            tool = re.sub(r'(?:dist|slurm)_(train|test)\.sh', r'\1.py', tool)
+            known = help_texts.get(tool, '')
+            unknown = {o for o in re.findall(r' (--[a-z-]+)', command) if o not in known}
+            assert not unknown, f'{page.name}: {tool} has no {sorted(unknown)}: {command}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_headings_that_exist(page):
+    for target, anchor in re.findall(r'\]\((?!https?:)([^)#]*)#([^)]+)\)', page.read_text()):
+        text = (page.parent / target if target else page).read_text()
+        headings = re.findall(r'^#+ (.+)', re.sub(r'```.*?```', '', text, flags=re.S), re.M)
+        # As GitHub makes them: lower case, no punctuation, hyphens for spaces
+        anchors = {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
+        assert anchor in anchors, f'{page.name} links to {target}#{anchor}, only {sorted(anchors)}'
 
 
 def test_the_model_index_lists_every_metafile():
