@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitdown.converters.renaming import rename
 from vitdown.converters.stvit import SEMANTIC_BLOCK, convert_stvit, export_stvit, merge_projections
-from vitdown.models.backbones.stvit_swin import DumbbellStage
+from vitdown.models.backbones.stvit_stages import DumbbellStage
 from vitdown.models.layers import (
     CrossEncoderLayer,
     SemanticEncoderLayer,
