@@ -236,6 +236,8 @@ def test_schedules():
     assert policy.train().schedule(40) == [40, 34]
     assert policy.eval().schedule(40) == [40, 38]
     assert [resolve_count(n, 16, min_tokens=10) for n in (1, 5, 10, 12, 40)] == [0, 0, 0, 2, 16]
+    # A fraction is held up by min_tokens where there are no more, not where it goes below.
+    assert [resolve_count(n, 0.5, min_tokens=10) for n in (10, 11, 17, 40)] == [0, 5, 8, 19]
 
 
 @pytest.mark.parametrize(
@@ -245,13 +247,24 @@ def test_schedules():
         (lambda: MCTF(12, r=1.5), 'r must be a number of tokens .* got 1.5'),
         (lambda: MCTF(12, r=True), 'r must be a number of tokens'),
         (lambda: MCTF(12, r='16'), "got '16'"),
+        (lambda: MCTF(12, r=math.inf), 'r must be a number of tokens .* got inf'),
         (lambda: MCTF(12, r_eval=-2), 'r_eval must be'),
+        (lambda: MCTF(12, layers=3), r'layers must be a list .* e.g. \[3, 6, 9\], got 3'),
+        (lambda: MCTF(12, layers='3'), "layers must be a list .* got '3'"),
+        (lambda: MCTF(12, layers=[3, 6.0]), r'layers must be a list .* got \[3, 6.0\]'),
         (lambda: MCTF(12, layers=[3, 12]), r'layers \[12\] do not exist, the backbone has 12'),
         (lambda: MCTF(12, pooling='avg'), "pooling must be one of .*, got 'avg'"),
         (lambda: MCTF(12, attention=1), 'attention must be one of'),
-        (lambda: MCTF(12, tau_info=-1.0), 'tau_info must not be negative'),
+        (lambda: MCTF(12, tau_info=-1.0), 'tau_info must be a number and not negative'),
+        (lambda: MCTF(12, tau_sim='x'), r"tau_sim must be .* \(0 for off\), got 'x'"),
+        (lambda: MCTF(12, min_tokens='x'), "min_tokens must be a number of tokens .* got 'x'"),
+        (lambda: MCTF(12, min_tokens=-1), 'min_tokens must be a number of tokens'),
         (lambda: ToMe([4] * 13, 12), 'r has 13 entries, the backbone 12 layers'),
         (lambda: ToMe((8, 2.0), 12), 'inflect in'),
+        (lambda: ToMe((8, 'up'), 12), r"\(r, inflect\) with a number inflect .* got \(8, 'up'\)"),
+        (lambda: ToMe([8, 1.0], 12), r'\(r, inflect\) is a tuple: r=\(8, 1.0\)'),
+        (lambda: ToMe([8, 4, -1], 12), r'r\[2\] must be a number of tokens .* got -1'),
+        (lambda: ToMe('16', 12), "r must be a number of tokens .* got '16'"),
         (lambda: ToMe(-4, 12), 'r must be a number of tokens'),
         (lambda: match_bipartite(torch.rand(1, 4, 4), 5), 'at most half can go, not r=5'),
     ],

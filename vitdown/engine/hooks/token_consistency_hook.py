@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdown.models.distillation import batch_target, find_classifier, find_module
 from vitdown.models.losses.token_consistency import TokenConsistencyLoss
-from vitdown.models.token_fusion.base import check_r
+from vitdown.models.token_fusion.base import check_not_negative, check_r
 from vitdown.registry import HOOKS
 
 
@@ -47,6 +47,7 @@ class TokenConsistencyHook(Hook):
         conf_thr: float | None = 0.4,
     ) -> None:
         check_r(r_max, 'r_max')
+        check_not_negative(teacher_loss_weight, 'teacher_loss_weight')
         self.r_max = r_max
         self.teacher_loss_weight = teacher_loss_weight
         self.consistency = TokenConsistencyLoss(loss_weight, conf_thr)

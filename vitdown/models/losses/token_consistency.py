@@ -1,6 +1,10 @@
+from numbers import Real
+
 from torch import Tensor, nn
 
 from vitdown.registry import MODELS
+
+from ..token_fusion.base import check_not_negative
 
 
 def label_confidence(logits: Tensor, targets: Tensor) -> Tensor:
@@ -43,8 +47,9 @@ class TokenConsistencyLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 3.0, conf_thr: float | None = 0.4) -> None:
         super().__init__()
-        if conf_thr is not None and not 0 <= conf_thr < 1:
-            raise ValueError(f'conf_thr must be in [0, 1) or None, got {conf_thr}')
+        check_not_negative(loss_weight, 'loss_weight')
+        if conf_thr is not None and not (isinstance(conf_thr, Real) and 0 <= conf_thr < 1):
+            raise ValueError(f'conf_thr must be in [0, 1) or None, got {conf_thr!r}')
         self.loss_weight = loss_weight
         self.conf_thr = conf_thr
 

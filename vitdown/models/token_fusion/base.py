@@ -1,3 +1,4 @@
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Real
@@ -140,12 +141,22 @@ def check_r(r: Real, name: str = 'r') -> None:
     Raises:
         ValueError: Unless it is an integer of at least 0 or a fraction below 1.
     """
-    valid = isinstance(r, Real) and not isinstance(r, bool) and r >= 0
+    valid = isinstance(r, Real) and not isinstance(r, bool) and 0 <= r < math.inf
     if not valid or (r >= 1 and r != int(r)):
         raise ValueError(
             f'{name} must be a number of tokens (0, 1, 2 ...) or a fraction of them below 1, '
             f'got {r!r}'
         )
+
+
+def check_not_negative(value: Real, name: str) -> None:
+    """Check a temperature or a weight.
+
+    Raises:
+        ValueError: Unless it is a finite number of at least 0.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f'{name} must be a number and not negative (0 for off), got {value!r}')
 
 
 def resolve_count(
@@ -157,7 +168,8 @@ def resolve_count(
         num_tokens (int): Tokens N, protected ones included.
         r (int | float): A number, or below 1 a fraction of the unprotected tokens.
         num_protected (int): Protected tokens P. Defaults to 1.
-        min_tokens (int): As many tokens remain, if there are so many. Defaults to 0.
+        min_tokens (int): A number ``r`` leaves as many tokens, if there are so many. A fraction
+            is not held up by it where there are more. Defaults to 0.
 
     Returns:
         int: At most ``(N - P) // 2``, at least 0.

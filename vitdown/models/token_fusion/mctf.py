@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from .assignment import Assignment, attend_fused, fuse_attention, fuse_tokens
-from .base import TokenFusion, Weights, check_r, resolve_count
+from .base import TokenFusion, Weights, check_not_negative, check_r, resolve_count
 from .matching import match_bipartite, multi_criteria_scores
 from .state import FusionState
 from .streams import Streams
@@ -38,7 +39,8 @@ class MCTF(TokenFusion):
         attention (str): ``'one_step_ahead'`` as described; ``'exact'`` computes the attention
             anew after fusing; ``'previous'`` fuses at the end of the block, by its own attention.
         prop_attn (bool): Whether tokens attract attention in proportion to their size.
-        min_tokens (int): As many tokens remain always. Defaults to 10.
+        min_tokens (int): A block with a number ``r`` leaves as many tokens, and one with so few
+            fuses none. A fraction ``r`` may leave fewer, as in the official code. Defaults to 10.
         r_eval (int | float, optional): Replaces ``r`` in evaluation mode.
         explicit_map (bool): Fuse the attention map itself, as the official code does, where the
             same result can be had without. Slower; only so does counting multiply-adds give the
@@ -51,6 +53,8 @@ class MCTF(TokenFusion):
         [53, 37, 21]
         >>> MCTF(r=0.35, layers=[3, 6, 9], num_layers=12).schedule(197)[::3]
         [197, 129, 85, 56]
+        >>> MCTF(r=8, num_layers=3).schedule(17), MCTF(r=0.5, num_layers=3).schedule(17)
+        ([17, 10, 10], [17, 9, 9])
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class MCTF(TokenFusion):
         check_r(r)
         if r_eval is not None:
             check_r(r_eval, 'r_eval')
-        layers = range(1, num_layers) if layers is None else layers
+        layers = range(1, num_layers) if layers is None else _block_indices(layers)
         if unknown := sorted(set(layers) - set(range(num_layers))):
             raise ValueError(f'layers {unknown} do not exist, the backbone has {num_layers}')
         if pooling not in POOLINGS:
@@ -82,8 +86,11 @@ class MCTF(TokenFusion):
         if attention not in ATTENTIONS:
             raise ValueError(f'attention must be one of {ATTENTIONS}, got {attention!r}')
         for name, tau in (('tau_sim', tau_sim), ('tau_info', tau_info), ('tau_size', tau_size)):
-            if tau < 0:
-                raise ValueError(f'{name} must not be negative, got {tau}')
+            check_not_negative(tau, name)
+        if not isinstance(min_tokens, Integral) or isinstance(min_tokens, bool) or min_tokens < 0:
+            raise ValueError(
+                f'min_tokens must be a number of tokens (0, 1 ...), got {min_tokens!r}'
+            )
         self.r = r
         self.r_eval = r_eval
         self.layers = frozenset(layers)
@@ -224,6 +231,15 @@ class MCTF(TokenFusion):
         fused = fuse_attention(weights[0], assignment, shares)
         out = F.dropout(fused, dropout, self.training) @ value
         return out.transpose(1, 2).flatten(2)
+
+
+def _block_indices(layers: Iterable[int]) -> list[int]:
+    indices = [*layers] if isinstance(layers, Iterable) else [None]
+    if not all(type(index) is int for index in indices):
+        raise ValueError(
+            f'layers must be a list of indices of blocks, e.g. [3, 6, 9], got {layers!r}'
+        )
+    return indices
 
 
 def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from numbers import Real
 
 from torch import Tensor, nn
 
@@ -84,17 +85,25 @@ def parse_r(num_layers: int, r: int | Sequence[int] | tuple[int, float]) -> list
         ValueError: If it is in none of them.
     """
     if isinstance(r, tuple):
-        if len(r) != 2 or not -1 <= r[1] <= 1:
-            raise ValueError(f'A tuple for r is (r, inflect) with inflect in [-1, 1], got {r}')
+        if len(r) != 2 or not isinstance(r[1], Real) or not -1 <= r[1] <= 1:
+            raise ValueError(
+                f'A tuple for r is (r, inflect) with a number inflect in [-1, 1], got {r}; for one '
+                'number a block give a list'
+            )
         r, inflect = r
         check_r(r)
         low = int(r * (1 - inflect))
         step = (2 * r - 2 * low) / max(1, num_layers - 1)
         return [int(low + step * layer) for layer in range(num_layers)]
-    if not isinstance(r, Sequence):
-        return parse_r(num_layers, [r] * num_layers)
+    if isinstance(r, str) or not isinstance(r, Sequence):
+        check_r(r)
+        return [r] * num_layers
     if len(r) > num_layers:
         raise ValueError(f'r has {len(r)} entries, the backbone {num_layers} layers')
-    for entry in r:
-        check_r(entry)
+    if len(r) == 2 and isinstance(r[0], int) and isinstance(r[1], float):
+        raise ValueError(
+            f'r={r!r} mixes a number and a fraction; (r, inflect) is a tuple: r={tuple(r)!r}'
+        )
+    for block, entry in enumerate(r):
+        check_r(entry, f'r[{block}]')
     return [*r, *[0] * (num_layers - len(r))]
