@@ -173,13 +173,18 @@ def test_compiles_into_one_graph(name):
     torch.testing.assert_close(model.layers[0].attn.qkv.weight.grad, gradient, rtol=1e-3, atol=1e-3)
 
 
-def test_exports_to_onnx_for_any_batch(tmp_path):
-    model = build(POLICIES['mctf'], out_type='raw')
+@pytest.mark.parametrize(
+    ('name', 'dynamo'), [('mctf', True), ('mctf', False), ('mctf-max', False), ('tome', False)]
+)
+def test_exports_to_onnx_for_any_batch(name, dynamo, tmp_path):
+    model = build(POLICIES[name], out_type='raw')
     path = tmp_path / 'model.onnx'
-    batch = torch.export.Dim('batch', min=1, max=64)
-    torch.onnx.export(
-        model, (images(),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False
-    )
+    if dynamo:
+        batch = torch.export.Dim('batch', min=1, max=64)
+        options = dict(dynamic_shapes=({0: batch},), verbose=False)
+    else:
+        options = dict(input_names=['images'], dynamic_axes={'images': {0: 'batch'}})
+    torch.onnx.export(model, (images(),), path, dynamo=dynamo, **options)
     session = onnxruntime.InferenceSession(path)
     for size in (1, 5):
         (out,) = session.run(None, {session.get_inputs()[0].name: images(size).numpy()})

@@ -70,7 +70,8 @@ class MultiheadAttention(BaseModule):
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """``(B, N, H * d)`` to ``(B, H, N, d)``."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        # Not unflatten, by which a traced ONNX graph takes the batch size for a constant.
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens ``(B, N, C)``.

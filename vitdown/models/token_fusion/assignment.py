@@ -42,8 +42,8 @@ class Assignment:
     def max(self, x: Tensor) -> Tensor:
         """Element-wise maximum over the tokens of each slot; shapes as in :meth:`sum`."""
         index = self.slots.view(*self.slots.shape, *[1] * (x.ndim - 2)).expand_as(x)
-        out = x.new_zeros(x.shape[0], self.num_slots, *x.shape[2:])
-        return out.scatter_reduce(1, index, x, 'amax', include_self=False)
+        out = x.new_full((x.shape[0], self.num_slots, *x.shape[2:]), float('-inf'))
+        return out.scatter_reduce(1, index, x, 'amax')
 
     def shares(self, weights: Tensor) -> Tensor:
         """Weights ``(B, N)`` divided by their sum over each slot; exactly 1 for a lone token."""

@@ -58,7 +58,7 @@ def match_bipartite(
     likes, partner = scores.max(dim=2)
     rank = rank_scores(likes)
     leaves = rank < r_even
-    even_slots = (~leaves).cumsum(dim=1) - 1 if sort_kept else rank - r_even
+    even_slots = (~leaves).long().cumsum(dim=1) - 1 if sort_kept else rank - r_even
     if bidirectional:
         gone = torch.zeros_like(likes).masked_fill(leaves, float('-inf'))
         likes, target = (scores + gone[..., None]).max(dim=1)
