@@ -250,6 +250,22 @@ def test_where_the_glca_block_starts(glca, copied):
         torch.testing.assert_close(branch, sa)
 
 
+@pytest.mark.parametrize(
+    ('backbone', 'norm_eps'),
+    [
+        (dict(arch=dict(VIT['arch'], qkv_bias=False, qk_scale=0.3)), 1e-6),
+        (dict(layer_scale_init_value=0.1), 1e-6),
+        (dict(type='LVViT', arch=dict(VIT['arch'], qkv_bias=False, skip_lam=2.0)), 1e-5),
+    ],
+    ids=['scaled', 'layer-scale', 'lv-vit'],
+)
+def test_the_glca_block_starts_as_a_copy_of_any_layer(backbone, norm_eps):
+    glca = dict(input='penultimate', norm_cfg=dict(type='LN', eps=norm_eps))
+    model = build(dict(glca=glca), **backbone).eval()
+    sa, branch = model(batch()[0]).chunk(2, dim=1)
+    torch.testing.assert_close(branch, sa)
+
+
 @pytest.mark.parametrize('glca_input', ['last', 'penultimate'])
 @pytest.mark.parametrize('pool', ['cls', 'mean'])
 def test_fused_tokens_count_as_the_patches_they_hold(glca_input, pool):
@@ -326,6 +342,10 @@ def test_side_information_and_overlapping_patches_work_with_pairs():
         (dict(pwca=dict(pairing='same')), 'pwca.pairing must be'),
         (dict(pwca=dict(partner_stream='glca')), 'pwca.partner_stream must be'),
         (dict(num_heads=4, glca=dict(input='penultimate')), 'set num_heads=3 in the head'),
+        (
+            dict(feedforward_channels=96, glca=dict(init='copy')),
+            'set feedforward_channels=48 in the head',
+        ),
     ],
 )
 def test_wrong_settings_are_refused(head, message):

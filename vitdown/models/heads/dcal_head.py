@@ -124,6 +124,12 @@ class DCALHead(ReIDHead):
             return self._build_bnneck()
         return PlainNeck(self.in_channels, self.num_classes)
 
+    def attach(self, backbone: BaseModule) -> None:
+        """See :meth:`ReIDHead.attach`."""
+        super().attach(backbone)
+        if self.glca is not None:
+            self.glca.attach(backbone)
+
     def init_from_backbone(self, backbone: BaseModule) -> None:
         """Start the GLCA branch from the backbone's last layer where it is configured so."""
         if self.glca is not None:

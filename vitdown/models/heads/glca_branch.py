@@ -1,3 +1,6 @@
+import copy
+
+import torch
 from mmengine.model import BaseModule
 from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor
@@ -63,18 +66,39 @@ class GLCABranch(BaseModule):
         """Whether the feature depends on the backbone's attention."""
         return self.pool == 'mean'
 
-    def init_from_backbone(self, backbone: BaseModule) -> None:
-        """Copy the backbone's last layer and final norm, if the branch starts from them."""
+    def attach(self, backbone: BaseModule) -> None:
+        """Take over what a copy of the backbone's last layer needs besides its weights."""
         if self.copies_backbone:
-            heads, expected = self.block.attn.num_heads, backbone.layers[-1].attn.num_heads
-            if heads != expected:
-                raise ValueError(
-                    f'The GLCA block has {heads} heads and cannot start as a copy of a layer with '
-                    f'{expected}; set num_heads={expected} in the head'
-                )
-            # Of a quantized layer the weights alone
-            layer = backbone.layers[-1].state_dict()
-            self.block.load_state_dict({name: layer[name] for name in self.block.state_dict()})
+            layer = backbone.layers[-1]
+            self.block.attn.scale = layer.attn.scale
+            self.block.attn.gamma1 = copy.deepcopy(layer.attn.gamma1)
+            self.block.ffn.gamma2 = copy.deepcopy(layer.ffn.gamma2)
+
+    def init_from_backbone(self, backbone: BaseModule) -> None:
+        """Copy the backbone's last layer and final norm, if the branch starts from them.
+
+        Raises:
+            ValueError: If the block has another number of heads or another MLP width.
+        """
+        if self.copies_backbone:
+            layer = backbone.layers[-1]
+            for name, own, expected in (
+                ('num_heads', self.block.attn.num_heads, layer.attn.num_heads),
+                (
+                    'feedforward_channels',
+                    self.block.ffn.feedforward_channels,
+                    layer.ffn.feedforward_channels,
+                ),
+            ):
+                if own != expected:
+                    raise ValueError(
+                        f'The GLCA block has {name}={own} and cannot start as a copy of a layer '
+                        f'with {expected}; set {name}={expected} in the head'
+                    )
+            # Of a quantized layer the weights alone; a bias that the layer does not have is zero.
+            no_bias = torch.zeros(sum(layer.attn.part_sizes))
+            weights = {'attn.qkv.bias': no_bias, **layer.state_dict()}
+            self.block.load_state_dict({name: weights[name] for name in self.block.state_dict()})
             self.norm.load_state_dict(backbone.ln1.state_dict())
 
     def select(self, feats) -> Tensor:
