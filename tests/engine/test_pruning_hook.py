@@ -64,6 +64,10 @@ def test_run_stops_at_the_last_target(pruned):
     assert pruner.cost_ratio <= 0.5
     assert runner.epoch < 40
     assert pruner.history[-2]['cost_ratio'] > 0.5, 'pruning ends with the target'
+    ratios = [1.0, *(entry['cost_ratio'] for entry in pruner.history)]
+    group = 4 / 24  # the largest: channels of the embedding
+    assert all(before - after < 0.1 + group for before, after in zip(ratios, ratios[1:]))
+    assert ratios[-1] > 0.5 - group
     for parameter, mask in pruner.structure.weight_masks(runner.model, pruner.gates):
         assert not (parameter * ~mask).any()
 
@@ -90,6 +94,23 @@ def test_every_target_has_a_model_a_config_and_a_report(pruned):
         assert f'Embedding: {sizes.emb} / 24 channels' in report
         assert f'| 1 | {sizes.blocks[1][0]} / 3 |' in report
         assert path.with_suffix('.png').stat().st_size > 5000
+
+
+def test_the_average_of_the_weights_is_masked(tiny_config, tmp_path):
+    ema = dict(type='EMAHook', momentum=0.1)
+    hook = {**HOOK, 'targets': 0.8, 'max_drop': 0.05, 'export': False}
+    runner = run(tiny_config, tmp_path, [ema, hook])
+    pruner = hook_of(runner).pruner
+    assert pruner.num_events > 1
+    saved = load_checkpoint_file(tmp_path / f'epoch_{runner.epoch}.pth')
+    average, weights = saved['state_dict'], saved['ema_state_dict']
+    masks = pruner.structure.weight_masks(runner.model, pruner.gates)
+    names = {id(parameter): name for name, parameter in runner.model.named_parameters()}
+    assert masks
+    assert any(not torch.equal(average[name], weights[f'module.{name}']) for name in names.values())
+    for parameter, mask in masks:
+        name = names[id(parameter)]
+        assert not (average[name] * ~mask).any(), name
 
 
 @HOOKS.register_module()
@@ -165,6 +186,7 @@ def test_target_out_of_reach_is_reported(tiny_config, tmp_path, monkeypatch):
         (dict(cost='latency'), 'give a table'),
         (dict(latency_table='x.json'), 'give a table'),
         (dict(interval=0), 'interval=0'),
+        (dict(max_drop=0), 'max_drop must lie between'),
         (dict(ln_mode='wide'), "got 'wide'"),
     ],
 )

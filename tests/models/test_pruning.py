@@ -326,6 +326,30 @@ def test_last_group_of_a_layer_stays():
     assert structure.counts(gates) == [24, 3, 8, 8, 16, 3, 8, 8, 16]
 
 
+@pytest.mark.parametrize('tied', [False, True])
+def test_no_group_goes_that_is_not_needed(tied):
+    structure = ViTStructure(build())
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(layer.units, generator=generator) for layer in structure.layers]
+    if tied:
+        scores = [torch.zeros_like(score) for score in scores]
+    sizes = dict(emb=8, head=1, qk=4, v=4, mlp=16)
+    args = (structure.layers, scores, structure.full_gates(), sizes, 10**6)
+
+    def left(gates):
+        return sum(structure.counts(gates))
+
+    lowest, highest_score = prune_groups(*args)
+    for bound in (left(structure.full_gates()) - 1, 120, 60, left(lowest)):
+        gates, threshold = prune_groups(*args, enough=lambda g, bound=bound: left(g) <= bound)
+        assert bound - 16 < left(gates) <= bound
+        assert threshold <= highest_score
+        assert not any((low & ~gate).any() for gate, low in zip(gates, lowest))
+    gates, threshold = prune_groups(*args, enough=lambda g: left(g) < left(lowest))
+    assert left(gates) == left(lowest)
+    assert threshold == highest_score
+
+
 def pruner(model, **kwargs):
     options = dict(
         cost=MultiplyAdds(9), cost_weight=1e-3, prune_per_event=4, rank_unit=1,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import barrier, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -38,8 +38,9 @@ class PruningHook(Hook):
     to the last of ``targets``. At each target the dense model is written to
     ``<work_dir>/pruned_<target>.pth`` with a config beside it, and a report (``.md``, ``.png``).
 
-    The state is part of checkpoints, so a run resumes where it was killed. All processes of a
-    distributed run prune alike.
+    The weights' moving average of an :class:`EMAHook` is masked, too; dense models are made of the
+    weights themselves. The state is part of checkpoints, so a run resumes where it was killed. All
+    processes of a distributed run prune alike.
 
     Args:
         targets (float | Sequence[float]): Costs to reach, as shares of the full model's, falling.
@@ -52,6 +53,10 @@ class PruningHook(Hook):
         normalize_cost (bool): Whether the cost is divided by the full model's. False with a table
             in seconds is the authors' form, whose weight (5e-4) belongs to one machine.
         interval (int): Steps between events. Defaults to 100.
+        max_drop (float, optional): Most that one event takes off the cost, as a share of the full
+            model's, give or take a group: the rank of the threshold counts groups that are gone,
+            which can let many go at once, of small models most. Targets are not overshot either.
+            None for no bounds, as in the authors' code. Defaults to 0.1.
         group_sizes (Mapping[str, int], optional): See :class:`GlobalPruner`.
         structures (Sequence[str]): What to prune: ``'emb'``, ``'head'``, ``'qk'``, ``'v'``,
             ``'mlp'``.
@@ -76,6 +81,7 @@ class PruningHook(Hook):
         cost_weight: float = 4.85e-4,
         normalize_cost: bool = True,
         interval: int = 100,
+        max_drop: float | None = 0.1,
         group_sizes: Mapping[str, int] | None = None,
         structures: Sequence[str] = ('emb', 'head', 'qk', 'v', 'mlp'),
         switch_to_eval: bool = False,
@@ -98,12 +104,15 @@ class PruningHook(Hook):
             )
         if interval < 1:
             raise ValueError(f'interval={interval} must be at least 1')
+        if max_drop is not None and not 0 < max_drop <= 1:
+            raise ValueError(f'max_drop must lie between 0 and 1, got {max_drop}')
         if ln_mode not in ('dense', 'exact'):
             raise ValueError(f"ln_mode must be 'dense' or 'exact', got {ln_mode!r}")
         self.targets = targets
         self.cost = cost
         self.latency_table = latency_table
         self.interval = interval
+        self.max_drop = max_drop
         self.switch_to_eval = switch_to_eval
         self.export = export
         self.ln_mode = ln_mode
@@ -200,7 +209,8 @@ class PruningHook(Hook):
 
     def _event(self) -> None:
         before = self.pruner.cost_ratio
-        entry = self.pruner.event()
+        entry = self.pruner.event(self._next_bound(before))
+        self._mask_average()
         after = entry['cost_ratio']
         print_log(
             f'Pruning event {entry["event"]}: {self.cost} of the blocks {100 * after:.1f} % of the '
@@ -212,6 +222,17 @@ class PruningHook(Hook):
             if after <= target < before:
                 self._snapshot(target)
         self._stop_if_done()
+
+    def _next_bound(self, ratio: float) -> float:
+        """The cost that the next event goes down to at most."""
+        if self.max_drop is None:
+            return 0.0
+        return max(ratio - self.max_drop, *(t for t in self.targets if t < ratio))
+
+    def _mask_average(self) -> None:
+        for hook in self._runner.hooks:
+            if isinstance(hook, EMAHook):
+                self.pruner.mask_copy(unwrap(hook.ema_model.module))
 
     def _stop_if_done(self) -> None:
         if self.done and self.stop:

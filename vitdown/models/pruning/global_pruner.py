@@ -144,7 +144,7 @@ class GlobalPruner:
     @property
     def cost_ratio(self) -> float:
         """Present cost of the blocks as a share of the full one."""
-        return total_cost(self.cost, self.sizes) / self.full_cost
+        return self._cost_ratio(self.gates)
 
     @property
     def least_cost_ratio(self) -> float:
@@ -182,8 +182,12 @@ class GlobalPruner:
         """See :class:`ViTStructure`."""
         return self.structure.layers
 
-    def event(self) -> dict:
+    def event(self, target: float = 0.0) -> dict:
         """Prune once, by the scores accumulated since the last event.
+
+        Args:
+            target (float): Share of the full cost below which nothing more is pruned. Defaults to
+                0: the schedule alone decides, as in the authors' code.
 
         Returns:
             dict: The new entry of ``history``.
@@ -201,6 +205,7 @@ class GlobalPruner:
             index,
             self.kinds,
             self.count_pruned,
+            lambda gates: self._cost_ratio(gates) <= target,
         )
         self.gates = self._agree(gates)
         self._sum, self.num_steps = None, 0
@@ -246,6 +251,10 @@ class GlobalPruner:
         """Present cost with the embedding of ``before``, as the authors' code counts it."""
         return total_cost(self.cost, replace(self.sizes, emb=before.emb))
 
+    def _cost_ratio(self, gates: Sequence[Tensor]) -> float:
+        sizes = Sizes.from_counts(self.structure.counts(gates))
+        return total_cost(self.cost, sizes) / self.full_cost
+
     def _agree(self, gates: list[Tensor]) -> list[Tensor]:
         """The first process' gates, on all of them."""
         device = next(iter(self._parameters.values())).device
@@ -257,6 +266,12 @@ class GlobalPruner:
     def apply_masks(self) -> None:
         """Set pruned weights to zero, as after every optimisation step."""
         for parameter, mask in self._masks:
+            parameter.mul_(mask)
+
+    @torch.no_grad()
+    def mask_copy(self, model: nn.Module) -> None:
+        """Set pruned weights of a copy of the model, such as its moving average, to zero."""
+        for parameter, mask in self.structure.weight_masks(model, self.gates):
             parameter.mul_(mask)
 
     def state_dict(self) -> dict:

@@ -1,6 +1,7 @@
 """From scores to masks: groups, one global threshold, and its schedule over pruning events."""
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -94,6 +95,7 @@ def prune_groups(
     index: int,
     kinds: Sequence[str] | None = None,
     count_pruned: bool = True,
+    enough: Callable[[Sequence[Tensor]], bool] | None = None,
 ) -> tuple[list[Tensor], float]:
     """One pruning event: every group at or below the threshold goes, in each layer but the last.
 
@@ -109,9 +111,11 @@ def prune_groups(
         kinds (Sequence[str], optional): Kinds of layers to prune. Defaults to all.
         count_pruned (bool): Whether groups pruned before take part in the ranking. Defaults to
             True, as in the authors' code.
+        enough (Callable, optional): Tells of gates whether no more has to go: of the groups at or
+            below the threshold, those of the highest scores stay that are not needed for that.
 
     Returns:
-        tuple: New gates, and the threshold.
+        tuple: New gates, and the threshold: the highest score of a group that goes.
     """
     grouped = {
         i: group_units(scores[i], gates[i], group_sizes[layer.kind])
@@ -125,9 +129,24 @@ def prune_groups(
         ]
     )
     threshold = ranked.sort().values[min(index, len(ranked) - 1)]
-    new_gates = [gate.clone() for gate in gates]
-    for i, (groups, sums) in grouped.items():
-        doomed = sums <= threshold
-        doomed[-1] = False  # the best group of a layer always stays
-        new_gates[i][groups[doomed].flatten()] = False
-    return new_gates, float(threshold)
+    sums = torch.cat([sums for _, sums in grouped.values()])
+    lengths = [len(groups) for groups, _ in grouped.values()]
+    doomed = sums <= threshold
+    doomed[torch.tensor(lengths).cumsum(0) - 1] = False  # the best group of a layer always stays
+
+    def without(doomed: Tensor) -> list[Tensor]:
+        new_gates = [gate.clone() for gate in gates]
+        for (i, (groups, _)), part in zip(grouped.items(), doomed.split(lengths)):
+            new_gates[i][groups[part].flatten()] = False
+        return new_gates
+
+    if enough is not None and enough(without(doomed)):
+        order = sums.argsort(stable=True)
+        order = order[doomed[order]]
+
+        def first(count: int) -> Tensor:
+            return torch.zeros_like(doomed).index_fill(0, order[:count], True)
+
+        least = bisect_left(range(len(order)), True, key=lambda n: enough(without(first(n))))
+        doomed, threshold = first(least), sums[order[max(0, least - 1)]]
+    return without(doomed), float(threshold)
