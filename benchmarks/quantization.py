@@ -32,14 +32,15 @@ def build(arch: str, quant_cfg: dict | None = None) -> nn.Module:
 
 
 def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, in turns, after a first round."""
+    """Median milliseconds of each, in turns, after a first round; CPU time of a single thread."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if turn:
-                times[name].append(1e3 * (time.perf_counter() - started))
+                times[name].append(1e3 * (clock() - started))
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -76,6 +76,14 @@ def test_packed_file_computes_in_integers_what_was_trained(tmp_path, image, vari
     assert not any(p.requires_grad for p in integer.parameters())
 
 
+@pytest.mark.parametrize('swin', [False, True])
+@torch.no_grad()
+def test_integer_models_explain_another_image_size(swin):
+    model = integer_copy(build(swin=swin, skip=('patch_embed',)))
+    with pytest.raises(ValueError, match=r"'token': quantizer .* was built for .* and got"):
+        model(torch.randn(1, 3, 64, 64))
+
+
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])
 def test_codes_survive_and_the_file_has_the_size_of_its_bits(tmp_path, bits):
     # Wide enough that codes outweigh steps and biases

@@ -14,13 +14,43 @@ from torch import Tensor, nn
 
 from vitdown.checkpoint import CheckpointError
 
-from .functional import MIN_STEP, lsq_codes
+from .functional import MIN_STEP
 from .modules import Attending, QKRProjection, QuantConv2d, QuantQKV
 from .packed import IntegerWeight, pack, quantized_modules, read_packed, unpack_weight
 from .quantizers import LSQQuantizer
 
 
-class IntegerInput(nn.Module):
+class FixedLSQ(nn.Module):
+    """In place of a :class:`LSQQuantizer`: what follows from its parameters is computed once.
+
+    Args:
+        quantizer (LSQQuantizer): With its steps set.
+    """
+
+    def __init__(self, quantizer: LSQQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.bounds = quantizer.bounds
+        steps = quantizer.broadcast_step().detach().clamp(min=MIN_STEP)
+        before, after = (s if s is None else s.detach() for s in quantizer.shifts())
+        self.register_buffer('steps', steps, persistent=False)
+        self.register_buffer('before', before, persistent=False)
+        self.register_buffer('after', after, persistent=False)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes as floats; tokens of a map are arranged in rows of columns."""
+        x = self.quantizer.arrange(x).float()
+        x = x / self.steps if self.before is None else (x + self.before).div_(self.steps)
+        return x.clamp_(*self.bounds).round_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantized input, of the same shape."""
+        out = self.codes(x).mul_(self.steps)
+        out = out if self.after is None else out.add_(self.after)
+        return out if self.quantizer.columns is None else out.flatten(-3, -2)
+
+
+class IntegerInput(FixedLSQ):
     """Codes of activations as unsigned bytes.
 
     Args:
@@ -31,7 +61,6 @@ class IntegerInput(nn.Module):
     """
 
     def __init__(self, quantizer: LSQQuantizer) -> None:
-        super().__init__()
         if not isinstance(quantizer, LSQQuantizer):
             raise ValueError('int8 products need quantized activations; set quant_cfg.a_bits')
         if quantizer.step_view == (-1,) and quantizer.step.numel() > 1:
@@ -39,37 +68,24 @@ class IntegerInput(nn.Module):
                 "Steps per channel can't be taken out of an int8 product; use "
                 "act_granularity='token' or 'tensor'"
             )
-        self.quantizer = quantizer
-        qn, _ = quantizer.bounds
+        super().__init__(quantizer)
         # Unsigned activations are what int8 instructions of CPUs take.
-        self.zero_point = -qn
+        self.zero_point = -self.bounds[0]
+        if quantizer.columns is not None:
+            self.steps_per_token = self.steps.repeat(quantizer.num_tokens // quantizer.columns, 1)
+        else:
+            self.steps_per_token = self.steps
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., I)`` to uint8 codes, shifted by ``zero_point``."""
-        quantizer = self.quantizer
-        shape = x.shape
-        x = quantizer.arrange(x)
-        before, _ = quantizer.shifts()
-        x = x.float() if before is None else x + before
-        codes = lsq_codes(x, quantizer.broadcast_step(), *quantizer.bounds)
+        codes = self.codes(x)
         if self.zero_point:
             codes += self.zero_point
-        return codes.to(torch.uint8).reshape(shape)
+        return codes.to(torch.uint8).reshape(x.shape)
 
     def signed(self, codes: Tensor) -> Tensor:
         """The codes as int8, without the zero point."""
-        return (codes.short() - self.zero_point).to(torch.int8)
-
-    def step(self, num_tokens: int) -> Tensor:
-        """Steps that scale results ``(..., num_tokens, O)``."""
-        step = self.quantizer.broadcast_step().clamp(min=MIN_STEP)
-        if self.quantizer.columns is not None:
-            step = step.repeat(num_tokens // self.quantizer.columns, 1)
-        return step
-
-    def shift(self) -> Tensor | None:
-        """What is added to every token after the quantization, ``(I,)``."""
-        return self.quantizer.shift_after
+        return (codes - self.zero_point).view(torch.int8)
 
 
 class IntegerProduct(nn.Module):
@@ -92,15 +108,14 @@ class IntegerProduct(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """uint8 ``(..., I)`` to float32 ``(..., O)``."""
-        flat = codes.flatten(0, -2)
         out = torch.ops.onednn.qlinear_pointwise(
-            flat, 1.0, self.zero_point, self.packed, self.scale, self.zeros,
+            codes, 1.0, self.zero_point, self.packed, self.scale, self.zeros,
             None, 1.0, 0, torch.float32, 'none', [], '',
         )  # fmt: skip
         if self.offset:
-            sums = flat.sum(dim=1, dtype=torch.int32) - self.zero_point * flat.shape[1]
-            out = torch.addcmul(out, sums[:, None].float(), self.scale, value=self.offset)
-        return out.unflatten(0, codes.shape[:-1])
+            sums = codes.sum(dim=-1, dtype=torch.int32) - self.zero_point * codes.shape[-1]
+            out = torch.addcmul(out, sums[..., None].float(), self.scale, value=self.offset)
+        return out
 
 
 class IntegerLinear(nn.Module):
@@ -128,15 +143,14 @@ class IntegerLinear(nn.Module):
 
     def compute(self, codes: Tensor) -> Tensor:
         """Result from the codes ``(..., I)`` of the input."""
-        step = self.input_quant.step(codes.shape[-2])
-        return torch.addcmul(self.bias, self.product(codes), step)
+        return torch.addcmul(self.bias, self.product(codes), self.input_quant.steps_per_token)
 
 
 def folded_bias(weight: IntegerWeight, bias: Tensor | None, input_quant: IntegerInput) -> Tensor:
     """Bias that contains what the shift after the input's quantization becomes, ``(O,)``."""
     bias = torch.zeros(weight.codes.shape[0]) if bias is None else bias.detach().clone()
-    shift = input_quant.shift()
-    return bias if shift is None else bias + weight.dequantize() @ shift.detach()
+    shift = input_quant.after
+    return bias if shift is None else bias + weight.dequantize() @ shift
 
 
 class IntegerQKV(Attending, IntegerLinear):
@@ -152,7 +166,8 @@ class IntegerQKV(Attending, IntegerLinear):
         super().__init__(weight, bias, input_quant)
         self.num_heads = module.num_heads
         self.part_sizes = module.part_sizes
-        self.quantizers = nn.ModuleList((module.query_quant, module.key_quant, module.value_quant))
+        quantizers = (module.query_quant, module.key_quant, module.value_quant)
+        self.quantizers = nn.ModuleList(map(FixedLSQ, quantizers))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`QuantQKV.forward`."""
@@ -179,8 +194,8 @@ class IntegerQKR(nn.Module):
         self.input_quant = input_quant
         self.value = IntegerLinear(value, bias, input_quant)
         self.key = IntegerLinear(product, None, input_quant)
-        self.key_quant = module.key_quant
-        self.value_quant = module.value_quant
+        self.key_quant = FixedLSQ(module.key_quant)
+        self.value_quant = FixedLSQ(module.value_quant)
 
     def _values(self, codes: Tensor) -> Tensor:
         value = self.value_quant(self.value.compute(codes))
@@ -192,9 +207,8 @@ class IntegerQKR(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`QKRProjection.forward`."""
         codes = self.input_quant(x)
-        query = (codes.float() - self.input_quant.zero_point) * self.input_quant.step(x.shape[1])
-        shift = self.input_quant.shift()
-        query = query if shift is None else query + shift
+        query = (codes.float() - self.input_quant.zero_point) * self.input_quant.steps
+        query += self.input_quant.after
         return (
             query[:, None],
             self.key_quant(self._keys(codes)).transpose(1, 2),
@@ -205,16 +219,14 @@ class IntegerQKR(nn.Module):
         """See :meth:`Attending.logits_and_values`; logits are int8 products, too."""
         codes = self.input_quant(x)
         keys = self._keys(codes)
-        before, _ = self.key_quant.shifts()
-        step = self.key_quant.broadcast_step().clamp(min=MIN_STEP)
         # The shift after the keys adds the same to all logits of a query: softmax ignores it.
-        keys = lsq_codes(keys + before, step, *self.key_quant.bounds).flatten(1, 2)
-        of_shift = (keys @ self.input_quant.shift())[:, None]
+        keys = self.key_quant.codes(keys).flatten(1, 2)
+        of_shift = (keys @ self.input_quant.after)[:, None]
         keys = keys.to(torch.int8)
         queries = self.input_quant.signed(codes)
         logits = torch.stack([torch._int_mm(q, k.T) for q, k in zip(queries, keys)])
-        logits = torch.addcmul(of_shift, logits.float(), self.input_quant.step(x.shape[1]))
-        logits = logits.unflatten(-1, (-1, self.num_heads)) * step.squeeze(-1)
+        logits = torch.addcmul(of_shift, logits, self.input_quant.steps)
+        logits = logits.unflatten(-1, (-1, self.num_heads)) * self.key_quant.steps.squeeze(-1)
         return logits.permute(0, 3, 1, 2), self._values(codes)
 
 
@@ -281,6 +293,10 @@ def load_integer(
         bias = module.value_bias() if isinstance(module, QKRProjection) else module.bias
         parent, _, child = name.rpartition('.')
         setattr(model.get_submodule(parent), child, _integer_module(module, weights, bias))
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LSQQuantizer) and not isinstance(module, FixedLSQ):
+                setattr(module, name, FixedLSQ(child))
     model.requires_grad_(False)
     # mmpretrain's backbones return nothing here
     model.eval()
