@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitdown.models.layers import (
     GLCABlock,
@@ -62,6 +63,29 @@ def test_rollout_keeps_its_precision_under_autocast(function):
     expected = function(attentions())
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(function(attentions()), expected)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Number of elements of the largest tensor that operations return."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_rollout_of_factors_holds_the_attention_of_one_head(dtype):
+    batch, heads, tokens, dims = 2, 6, 50, 4
+    factors = [tuple(torch.randn(2, batch, heads, tokens, dims, dtype=dtype)) for _ in range(3)]
+    for rollout in (attention_rollout, attention_rollout_cls):
+        with LargestTensor() as largest:
+            rollout(factors)
+        assert largest.numel == batch * tokens * tokens
 
 
 def test_rollout_depends_on_the_order_of_the_layers():

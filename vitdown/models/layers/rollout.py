@@ -5,7 +5,7 @@ Abnar & Zuidema, "Quantifying Attention Flow in Transformers" (arXiv 2005.00928)
 multiply from the left. Nothing here passes gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def attention_rollout_cls(attns: Sequence[Attention], residual: float = 0.5) -> 
     """Class-token row of :func:`attention_rollout`, in O(L T^2) instead of O(L T^3).
 
     The row goes through the layers from the last, of which only the class token's attention counts,
-    to the first. With factors as input only one layer's attention exists at a time.
+    to the first. With factors as input only one head's attention ``(B, T, T)`` exists at a time.
 
     Args:
         attns (Sequence): See :func:`attention_rollout`.
@@ -55,7 +55,7 @@ def attention_rollout_cls(attns: Sequence[Attention], residual: float = 0.5) -> 
         row = (1 - residual) * _head_mean(_of_class_token(last))
         row[..., 0] += residual
         for attn in reversed(earlier):
-            row = (1 - residual) * (row @ _head_mean(attn)) + residual * row
+            row = (1 - residual) * _head_mean(attn, row) + residual * row
     return row[:, 0]
 
 
@@ -74,12 +74,24 @@ def _of_class_token(attn: Attention) -> Attention:
     return attn[..., :1, :]
 
 
-def _head_mean(attn: Attention) -> Tensor:
+def _head_mean(attn: Attention, row: Tensor | None = None) -> Tensor:
+    """Mean over the heads of their attention ``(B, N, T)``, or of ``row @ attention``."""
+    total, num_heads = None, 0
+    for head in _heads(attn):
+        part = head if row is None else row @ head
+        total = part if total is None else total + part
+        num_heads += 1
+    return total / num_heads
+
+
+def _heads(attn: Attention) -> Iterator[Tensor]:
+    """Attention ``(B, N, T)`` of one head after the other."""
     if isinstance(attn, tuple):
-        query, key = (_at_least_float32(part) for part in attn)
-        attn = (query @ key.transpose(-2, -1)).softmax(dim=-1)
-    attn = _at_least_float32(attn)
-    return attn.mean(dim=1) if attn.ndim == 4 else attn
+        for factors in zip(*(part.unbind(dim=1) for part in attn)):
+            query, key = map(_at_least_float32, factors)
+            yield (query @ key.transpose(-2, -1)).softmax(dim=-1)
+    else:
+        yield from map(_at_least_float32, attn.unbind(dim=1) if attn.ndim == 4 else [attn])
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
