@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from vitdown.engine.hooks import SMMixHook
-from vitdown.models.mixing import flip_partner, paste_regions, pick_regions
+from vitdown.models.mixing import draw_mix, flip_partner, paste_regions, pick_regions
 from vitdown.models.mixing.smmix import Regions, TokenGeometry
 from vitdown.registry import MODELS
 
@@ -116,7 +117,8 @@ class Step:
         self._smmix(0.0)
 
     def _smmix(self, switch_prob: float) -> None:
-        self.hook.draw['switch_prob'] = switch_prob
+        self.hook.draw = partial(draw_mix, switch_prob=switch_prob)
+        self.hook.iteration += 1  # sizes of regions follow from it
         losses = self.hooked(inputs=self.images, data_samples=self._samples(), mode='loss')
         sum(losses.values()).backward()
 

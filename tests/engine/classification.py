@@ -97,7 +97,7 @@ def make_runner(
         model=model,
         work_dir=str(work_dir),
         train_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        train_cfg=kwargs.pop('train_cfg', None) or dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper={
             'optimizer': optimizer,
             'paramwise_cfg': dict(bias_decay_mult=0.0),

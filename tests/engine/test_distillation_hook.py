@@ -8,7 +8,16 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from vitdown.checkpoint import CheckpointError, load_checkpoint_file
-from vitdown.engine.hooks import DistillationHook, NKDHook, StopDistillHook, USKDHook
+from vitdown.engine.hooks import (
+    DistillationHook,
+    DKDHook,
+    KDHook,
+    NKDHook,
+    SMMixHook,
+    StopDistillHook,
+    USKDHook,
+)
+from vitdown.models.distillation import Recorder, Tap
 from vitdown.models.losses.distillation import nkd_parts
 from vitdown.registry import MODELS
 
@@ -263,6 +272,7 @@ def test_wrapper_trains_resumes_and_keeps_its_teacher(tmp_path, teacher_file):
     for name, parameter in expected.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter)
     assert not expected.teacher.training
+    assert {p.dtype for p in expected.double().teacher.parameters()} == {torch.float64}
     stopped, _ = run(tmp_path / 'stopped', 2, [StopDistillHook(1)])
     assert [set(step) for step in stopped] == 2 * [{'loss', 'loss_nkd'}] + 2 * [{'loss'}]
 
@@ -274,6 +284,52 @@ def test_reidentifiers_learn_from_reidentifiers(tmp_path):
     train(model, tmp_path, hooks, epochs=1)
     expected = {'loss_id', 'loss_metric', 'accuracy', 'loss_nkd', 'loss_uskd'}
     assert [set(step) for step in steps] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ('hook', 'options'),
+    [
+        (NKDHook, dict(temperature=2.0, gamma=0.7, loss_weight=3.0)),
+        (KDHook, dict(temperature=2.0, alpha=0.3)),
+        (DKDHook, dict(temperature=2.0, alpha=0.3, beta=0.7)),
+        (
+            USKDHook,
+            dict(alpha=0.3, beta=0.7, mu=0.2, rank_mode='prob', exclude_zero_targets=True),
+        ),
+    ],
+)
+def test_options_reach_the_loss(hook, options):
+    own = dict(in_channels=4, num_classes=5) if hook is USKDHook else dict(teacher=BestGuess())
+    (config,) = hook(**own, **options).losses.values()
+    loss = MODELS.build(config)
+    assert {name: getattr(loss, name) for name in options} == options
+
+
+def test_warmup_of_the_distillation(tmp_path):
+    steps = []
+    for warmup_epochs in (0, 4):
+        model = build(classifier())
+        steps.append(watch(model))
+        hook = NKDHook(BestGuess(), taps=dict(teacher_logits='score'), warmup_epochs=warmup_epochs)
+        train(model, tmp_path / str(warmup_epochs), [hook], epochs=1)
+    plain, warm = (step[0] for step in steps)
+    assert warm['loss'] == pytest.approx(plain['loss'])
+    assert warm['loss_nkd'] == pytest.approx(plain['loss_nkd'] / 4)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda f: [nkd(f), StopDistillHook(1)],
+        lambda f: [nkd(f, warmup_epochs=2)],
+        lambda f: [SMMixHook(stop_epoch=1)],
+    ],
+    ids=['StopDistillHook', 'warmup_epochs', 'SMMixHook'],
+)
+def test_epochs_are_for_trainings_that_have_some(tmp_path, teacher_file, make):
+    cfg = dict(by_epoch=False, max_iters=2)
+    with pytest.raises(ValueError, match='counts epochs, but this training counts iterations'):
+        train(build(classifier()), tmp_path, make(teacher_file), train_cfg=cfg)
 
 
 def test_kd_takes_its_share_of_the_head_loss(tmp_path, teacher_file):
@@ -444,6 +500,12 @@ MISTAKES = {
         ValueError,
         r'set in_channels=24',
     ),
+    'twice': (
+        lambda f: DistillationHook({'loss': dict(type='KDLoss')}, build(cnn(6))),
+        ValueError,
+        r"There is a loss 'loss' already; .*losses=dict\(loss_2=",
+    ),
+    'warm-up': (lambda f: nkd(f, warmup_epochs=-1), ValueError, 'warmup_epochs must be'),
     'nothing to stop': (lambda f: StopDistillHook(1), ValueError, 'nothing is distilled'),
 }
 
@@ -459,6 +521,66 @@ def test_mistakes_get_one_clear_message(tmp_path, teacher_file, name):
     make, error, message = MISTAKES[name]
     with pytest.raises(error, match=message):
         train(build(classifier()), tmp_path, [make(teacher_file)], epochs=1)
+
+
+MIDDLES = {
+    'class token': (vit_backbone(), lambda tokens: tokens[:, 0]),
+    'distillation token': (
+        vit_backbone(type='vitdown.DistilledVisionTransformer', out_type='cls_token'),
+        lambda tokens: tokens[:, 0],
+    ),
+    'no class token': (
+        vit_backbone(with_cls_token=False, out_type='avg_featmap'),
+        lambda tokens: tokens.mean(dim=1),
+    ),
+    'late class token': (
+        dict(
+            type='vitdown.CaiT',
+            arch=dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=32),
+            img_size=16,
+            patch_size=4,
+        ),
+        lambda tokens: tokens.mean(dim=1),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', MIDDLES)
+def test_middle_feature_is_the_class_token_or_the_mean(name):
+    config, expected = MIDDLES[name]
+    model = nn.Module()
+    model.backbone = build(config).eval()
+    tokens = []
+    model.backbone.layers[0].ffn.register_forward_hook(lambda _, __, out: tokens.append(out))
+    taps = {
+        'mid': Tap.parse('auto', 'student_mid', model),
+        'patches': Tap.parse(dict(module='backbone.ln1', pool='patches'), 'x', model),
+    }
+    with torch.no_grad(), Recorder(model, taps) as recorder:
+        model.backbone(torch.rand(2, 3, 16, 16))
+    torch.testing.assert_close(recorder['mid'], expected(tokens[0]))
+    assert recorder['patches'].shape == (2, 16, 24)
+
+
+def test_middle_layer_of_a_pyramid_must_be_said(tmp_path):
+    arch = dict(
+        embed_dims=(8, 8, 16, 24),
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 1, 2, 3),
+        mlp_ratios=(2, 2, 2, 2),
+        sr_ratios=(4, 2, 2, 1),
+    )
+    pvt = dict(
+        type='vitdown.PyramidVisionTransformer',
+        arch=arch,
+        img_size=16,
+        patch_sizes=(1, 2, 2, 1),
+    )
+    with pytest.raises(ValueError, match='No middle layer of PyramidVisionTransformer is known'):
+        train(build(classifier(pvt)), tmp_path / 'auto', [USKDHook()], epochs=1)
+    model = build(classifier(pvt))
+    tap = Tap.parse('backbone.stages.1', 'student_mid', model)
+    assert (tap.num_extra_tokens, Tap.parse('backbone.ln1', 'x', model).num_extra_tokens) == (0, 1)
 
 
 def test_width_of_a_cnn_must_be_said(tmp_path):

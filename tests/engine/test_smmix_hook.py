@@ -5,9 +5,10 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmpretrain.structures import DataSample
+from torch import nn
 
 from vitdown.checkpoint import load_checkpoint_file
-from vitdown.engine.hooks import NKDHook, SMMixHook, TokenConsistencyHook, USKDHook
+from vitdown.engine.hooks import KDHook, NKDHook, SMMixHook, TokenConsistencyHook, USKDHook
 from vitdown.models.mixing import smooth_onehot, soft_cross_entropy
 
 from .classification import (
@@ -241,11 +242,136 @@ def test_shared_head_adds_no_parameters(tmp_path):
     assert hook._token_head is model.head.fc
 
 
-def test_metric_losses_of_clean_images(tmp_path):
+@pytest.mark.parametrize('metric_losses', ['skip', 'clean'])
+def test_reidentifiers_have_all_their_losses_after_mixing(tmp_path, metric_losses):
     model = build(reidentifier())
     steps = watch(model)
-    train(model, tmp_path, [SMMixHook(metric_losses='clean')], epochs=2)
-    assert all('loss_metric' in step for step in steps)
+    hook = SMMixHook(switch_prob=1.0, stop_epoch=1, metric_losses=metric_losses)
+    train(model, tmp_path, [hook], epochs=2)
+    mixed = {'loss_id', 'accuracy', 'loss_fine', 'loss_con'}
+    mixed |= {'loss_metric'} if metric_losses == 'clean' else set()
+    clean = {'loss_id', 'accuracy', 'loss_metric', 'loss_fine'}
+    assert [set(step) for step in steps] == [mixed] * 2 + [clean] * 2
+    assert all(step['loss_fine'] == 0 for step in steps[2:])
+
+
+def one_step(
+    model: nn.Module, labels: range | list = range(6), **options
+) -> tuple[dict[str, torch.Tensor], list[DataSample]]:
+    """Losses and samples of one batch that is mixed."""
+    hook = SMMixHook(seed=3, **options)
+    torch.manual_seed(0)
+    hook.prepare(model)
+    hook.watch(model)
+    samples = [DataSample().set_gt_label(i) for i in labels]
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return model.train()(images, samples, mode='loss'), samples
+
+
+def test_weights_reach_the_losses():
+    losses, _ = one_step(build(classifier()), switch_prob=1.0)
+    weighted, _ = one_step(
+        build(classifier()), switch_prob=1.0, fine_weight=0.5, consistency_weight=3.0
+    )
+    for name, weight in dict(loss=1.0, loss_fine=0.5, loss_con=3.0).items():
+        torch.testing.assert_close(weighted[name], weight * losses[name])
+
+
+@pytest.mark.parametrize(('probe_amp', 'dtype'), [(True, torch.bfloat16), (False, torch.float32)])
+def test_precision_of_the_clean_pass(probe_amp, dtype):
+    model = build(classifier())
+    seen = []
+    model.head.fc.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        one_step(model, switch_prob=1.0, probe_amp=probe_amp)
+    assert seen == [dtype, torch.bfloat16]
+
+
+@pytest.mark.parametrize('pairing', ['flip', 'random'])
+def test_pairing(pairing):
+    _, samples = one_step(
+        build(classifier()), switch_prob=0.0, mixup_alpha=9.0, label_smooth=0.0, pairing=pairing
+    )
+    scores = torch.stack([sample.gt_score for sample in samples])
+    partner = [set(row.nonzero().flatten().tolist()) for row in scores]
+    assert (partner == [{i, 5 - i} for i in range(6)]) == (pairing == 'flip')
+    torch.testing.assert_close(scores.sum(dim=0), torch.ones(6))
+
+
+def test_attention_decides_on_the_regions():
+    seen = {}
+    for attention in ('patch_mean', 'cls'):
+        model = build(classifier())
+        torch.nn.init.normal_(model.backbone.cls_token, std=9.0)
+        images = []
+        model.backbone.register_forward_pre_hook(lambda _, args, kept=images: kept.append(args[0]))
+        one_step(model, switch_prob=1.0, attention=attention)
+        seen[attention] = images[1]
+    assert not torch.equal(*seen.values())
+
+
+def test_metric_losses_of_clean_images():
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = [0, 0, 1, 1, 2, 2]
+    samples = [DataSample().set_gt_label(i) for i in labels]
+    expected = build(reidentifier()).train()(images, samples, mode='loss')['loss_metric']
+    assert expected > 0
+    for switch_prob in (0.0, 1.0):
+        options = dict(switch_prob=switch_prob, metric_losses='clean')
+        losses, _ = one_step(build(reidentifier()), labels, **options)
+        torch.testing.assert_close(losses['loss_metric'], expected)
+
+
+def test_a_model_with_its_distillation_losses(tmp_path):
+    """Teacher and student see the mixed images; the run resumes."""
+    teacher = build(cnn(6), seed=2)
+    inputs = []
+    teacher.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
+    config = dict(
+        type='DistilledClassifier',
+        student=classifier(),
+        teacher=teacher,
+        distill_losses=dict(loss_nkd=dict(type='NKDLoss')),
+    )
+
+    def run(folder, epochs, **kwargs):
+        model = build(config)
+        images = []
+        model.student.backbone.register_forward_pre_hook(
+            lambda _, args: images.append(args[0].clone()) if torch.is_grad_enabled() else None
+        )
+        steps = watch(model)
+        train(model, folder, [SMMixHook(switch_prob=1.0)], epochs=epochs, **kwargs)
+        return steps, images, model
+
+    whole, images, model = run(tmp_path / 'whole', 2)
+    assert set(whole[0]) == {'loss', 'loss_nkd', 'loss_fine', 'loss_con'}
+    for seen, mixed in zip(inputs, images, strict=True):
+        assert torch.equal(seen, mixed)
+    run(tmp_path / 'parts', 1)
+    rest, _, _ = run(tmp_path / 'parts', 2, resume=True)
+    assert rest == whole[2:]
+    assert set(model.state_dict()) == set(build(classifier()).state_dict())
+
+
+def test_order_of_hooks_does_not_change_the_losses(tmp_path):
+    """KD weighs the model's own losses alone, wherever it stands among the hooks."""
+    make = {
+        'smmix': lambda: SMMixHook(switch_prob=1.0, share_token_head=True),
+        'nkd': lambda: NKDHook(build(cnn(6), seed=2)),
+        'kd': lambda: KDHook(build(cnn(6), seed=2), alpha=0.9),
+    }
+    seen = {}
+    for order in (['smmix', 'nkd'], ['smmix', 'nkd', 'kd'], ['kd', 'nkd', 'smmix']):
+        model = build(classifier())
+        steps = watch(model)
+        train(model, tmp_path / '-'.join(order), [make[name]() for name in order], epochs=1)
+        seen[tuple(order)] = steps[0]
+    without, last, first = seen.values()
+    assert first == pytest.approx(last)
+    assert first['loss'] == pytest.approx(0.1 * without['loss'])
+    for name in ('loss_fine', 'loss_con', 'loss_nkd'):
+        assert first[name] == pytest.approx(without[name])
 
 
 def test_works_with_distillation(tmp_path):
@@ -311,6 +437,12 @@ def smoothed() -> dict:
     return config
 
 
+REV = dict(
+    type='mmpretrain.RevVisionTransformer',
+    arch=dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=32),
+    img_size=16,
+    patch_size=4,
+)
 ARCFACE = dict(
     type='MetricLearningLoss',
     loss=dict(type='ArcFaceLoss', num_classes=NUM_CLASSES, embedding_size=24),
@@ -331,6 +463,16 @@ MISTAKES = {
         'A grid of 1x1 tokens has no region',
     ),
     'margin loss': (lambda: reidentifier(loss_id=ARCFACE), {}, 'no .*linear classifier'),
+    'averaged after': (
+        classifier,
+        {},
+        'EMAHook must come before SMMixHook',
+    ),
+    'two streams': (
+        lambda: classifier(REV),
+        {},
+        'final norm of RevVisionTransformer is wider',
+    ),
     'identity loss': (
         lambda: reidentifier(loss_id=None),
         {},
@@ -342,8 +484,11 @@ MISTAKES = {
 @pytest.mark.parametrize('name', MISTAKES)
 def test_mistakes_get_one_clear_message(tmp_path, name):
     make, options, message = MISTAKES[name]
+    hooks = [SMMixHook(**options)]
+    if name == 'averaged after':
+        hooks.append(dict(type='EMAHook', priority='LOWEST'))
     with pytest.raises(ValueError, match=message):
-        train(build(make()), tmp_path, [SMMixHook(**options)], epochs=1)
+        train(build(make()), tmp_path, hooks, epochs=1)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from vitdown.converters import convert_state_dict, export_state_dict
+from vitdown.engine.hooks import SMMixHook
 from vitdown.models.distillation import Tap
 from vitdown.models.mixing import (
     AttentionProbe,
+    Mix,
     PatchRecorder,
     draw_mix,
     flip_partner,
@@ -21,9 +25,7 @@ from vitdown.models.mixing import (
     region_mask,
     region_scores,
     region_sizes,
-    smmix_losses,
     smooth_onehot,
-    soft_cross_entropy,
     token_geometry,
 )
 from vitdown.models.mixing.smmix import TokenGeometry
@@ -157,7 +159,15 @@ def check_step(golden: GoldenFile) -> None:
     assert not unexpected
     back = export_state_dict(model.state_dict(), 'smmix')
     assert all(torch.equal(back[key], weights[key]) for key in back)
-    token_head = nn.Linear(model.backbone.embed_dims, config['head']['num_classes'])
+    factors = config['losses']['weights']
+    hook = SMMixHook(
+        label_smooth=mixer['label_smoothing'],
+        fine_weight=factors['fine'],
+        consistency_weight=factors['con'],
+        seed=0,
+    )
+    hook.draw = partial(draw_region, golden)
+    token_head = hook.prepare(model).fc
     token_head.load_state_dict(golden.tensors('sd/token_head.'))
 
     model.train()
@@ -170,8 +180,8 @@ def check_step(golden: GoldenFile) -> None:
     grid = geometry.grid
     assert list(grid) == mixer['grid']
     assert list(geometry.stride) == mixer['cell_size']
-    size = draw_region(golden, grid)
-    lam = 1 - size[0] * size[1] / (grid[0] * grid[1])
+    mix = draw_region(golden, lambda: grid)
+    lam, size = mix.lam, mix.size
     golden.compare('lam', lam)
 
     regions = pick_regions(scores, grid, size)
@@ -186,29 +196,33 @@ def check_step(golden: GoldenFile) -> None:
     golden.compare('target_mask', (~pasted).int())
 
     target = smooth_onehot(labels, config['head']['num_classes'], mixer['label_smoothing'])
-    mixed_target = lam * target + (1 - lam) * target[partner]
-    golden.compare('mixed_target', mixed_target)
     golden.compare('target_target', target)
     golden.compare('source_target', target[partner])
     golden.compare('mixed_logits_teacher', lam * clean_logits + (1 - lam) * clean_logits[partner])
 
-    mixed.requires_grad_()
-    with PatchRecorder(probe, dict(logits=Tap.parse('auto', 'student_logits', model))) as recorder:
-        logits = model(mixed)
-    assert recorder['logits'] is logits
-    golden.compare('out_cls', logits)
-    means = masked_token_means(recorder.patches(len(x)), torch.stack((~pasted, pasted), dim=1))
-    regional = token_head(means)
+    taps = dict(logits=Tap.parse('auto', 'student_logits', model))
+    with torch.no_grad(), PatchRecorder(probe, taps) as recorder:
+        golden.compare('out_cls', model(mixed))
+        means = masked_token_means(recorder.patches(len(x)), torch.stack((~pasted, pasted), dim=1))
+        regional = token_head(means)
     golden.compare('out_target', regional[:, 0])
     golden.compare('out_source', regional[:, 1])
-    losses = dict(
-        loss_cls=soft_cross_entropy(logits, mixed_target),
-        **smmix_losses(logits, regional, clean_logits, target, partner, lam),
+
+    # The whole step once more, as training runs it.
+    seen = []
+    model.backbone.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].requires_grad_()) if torch.is_grad_enabled() else None
     )
-    for name, value in losses.items():
-        golden.compare(name, value)
-    factors = config['losses']['weights']
-    loss = sum(factors[name.removeprefix('loss_')] * value for name, value in losses.items())
+    hook.watch(model)
+    samples = [DataSample().set_gt_label(label) for label in labels]
+    losses = model(x, samples, mode='loss')
+    assert torch.equal(seen[0], mixed)
+    (mixed,) = seen
+    golden.compare('mixed_target', torch.stack([sample.gt_score for sample in samples]))
+    golden.compare('loss_cls', losses['loss'])
+    for name in ('fine', 'con'):
+        golden.compare(f'loss_{name}', losses[f'loss_{name}'] / factors[name])
+    loss = factors['cls'] * losses['loss'] + losses['loss_fine'] + losses['loss_con']
     golden.compare('loss', loss)
     loss.backward()
     golden.compare('grad_mixed_x_s4', mixed.grad[:, :, ::4, ::4])
@@ -222,24 +236,25 @@ def check_step(golden: GoldenFile) -> None:
         golden.compare(f'grad/{key}', parameter.grad)
 
 
-def draw_region(golden: GoldenFile, grid: tuple[int, int]) -> tuple[int, int]:
-    """Size of the region: as the file states it, and as drawn where it was drawn."""
+def draw_region(golden: GoldenFile, get_grid: Callable[[], tuple[int, int]], *args) -> Mix:
+    """The region's size as the file states it, drawn with its seeds where it was drawn."""
     mixer = golden.config['mixer']
     size = tuple(mixer['region_size'])
-    if mixer['region_size_drawn']:
-        numpy_rng = np.random.RandomState(mixer['draw']['np_seed'])
-        choice = random.Random(mixer['draw']['py_seed']).choice
-        mix = draw_mix(
-            lambda: grid,
-            numpy_rng.rand,
-            choice,
-            numpy_rng.beta,
-            mixer['switch_prob'],
-            mixer['mixup_alpha'],
-            tuple(mixer['region_ratio']),
-        )
-        assert mix.size == size
-    return size
+    if not mixer['region_size_drawn']:
+        rows, columns = get_grid()
+        return Mix(1 - size[0] * size[1] / (rows * columns), size)
+    numpy_rng = np.random.RandomState(mixer['draw']['np_seed'])
+    mix = draw_mix(
+        get_grid,
+        numpy_rng.rand,
+        random.Random(mixer['draw']['py_seed']).choice,
+        numpy_rng.beta,
+        mixer['switch_prob'],
+        mixer['mixup_alpha'],
+        tuple(mixer['region_ratio']),
+    )
+    assert mix.size == size
+    return mix
 
 
 KINDS: dict[str, Callable[[GoldenFile], None]] = {

@@ -1,7 +1,7 @@
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,6 +14,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 def is_training_run(runner: Runner) -> bool:
     """Whether this is ``runner.train()``: only then the optimizer is built."""
     return isinstance(runner.optim_wrapper, OptimWrapper)
+
+
+def check_counts_epochs(runner: Runner, option: str) -> None:
+    """Check that a training has epochs.
+
+    Raises:
+        ValueError: If it counts iterations.
+    """
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        raise ValueError(
+            f'{option} counts epochs, but this training counts iterations; train with '
+            'train_cfg=dict(by_epoch=True, max_epochs=...)'
+        )
 
 
 class AttachedModule:
@@ -100,6 +113,21 @@ class ModuleHook(Hook):
     # After EMAHook, which expects each parameter it averages in the state dict.
     priority = 'LOW'
     attached: AttachedModule | None = None
+
+    def attach(self, runner: Runner, name: str, module: nn.Module, like: nn.Module) -> None:
+        """Bring a module along; arguments are those of :class:`AttachedModule`.
+
+        Raises:
+            ValueError: If an EMAHook comes later and so would average it.
+        """
+        later = runner.hooks[runner.hooks.index(self) + 1 :] if self in runner.hooks else ()
+        if any(isinstance(hook, EMAHook) for hook in later):
+            raise ValueError(
+                f'EMAHook must come before {type(self).__name__}: set its priority above '
+                f"{self.priority}, e.g. dict(type='EMAHook', priority='NORMAL')"
+            )
+        self.attached = AttachedModule(name, module)
+        self.attached.attach(runner, like)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.attached is not None:

@@ -18,7 +18,7 @@ from vitdown.models.distillation import (
 )
 from vitdown.registry import HOOKS
 
-from .attached_module import AttachedModule, ModuleHook, is_training_run, unwrap
+from .attached_module import ModuleHook, check_counts_epochs, is_training_run, unwrap
 
 
 def bind_call(model: nn.Module, args: tuple, kwargs: dict) -> dict:
@@ -47,6 +47,8 @@ class DistillationHook(ModuleHook):
         teacher_eval (bool): False runs the teacher in training mode, as the official code of NKD
             does by mistake. Defaults to True.
         taps (Mapping[str, str | dict], optional): See :class:`Distiller`.
+        warmup_epochs (int): The losses' factor grows from ``1 / warmup_epochs`` in the first epoch
+            to 1, as DKD's authors have it. 0 for 1 throughout. Defaults to 0.
     """
 
     def __init__(
@@ -57,10 +59,15 @@ class DistillationHook(ModuleHook):
         teacher_source: str | None = None,
         teacher_eval: bool = True,
         taps: Mapping[str, str | dict] | None = None,
+        warmup_epochs: int = 0,
     ) -> None:
+        if warmup_epochs < 0:
+            raise ValueError(f'warmup_epochs must be at least 0, got {warmup_epochs}')
         self.losses = {name: dict(config) for name, config in losses.items()}
         self.taps = dict(taps or {})
+        self.warmup_epochs = warmup_epochs
         self.enabled = True
+        self._factor = 1.0
         self._teacher = None
         if teacher is not None:
             self._teacher = (teacher, teacher_checkpoint, teacher_source)
@@ -92,8 +99,7 @@ class DistillationHook(ModuleHook):
             teacher = FrozenTeacher(network, training=not self._teacher_eval)
         self._distiller = Distiller(model, losses, teacher, self.taps)
         if any(True for _ in losses.parameters()):
-            self.attached = AttachedModule('_'.join(losses), losses)
-            self.attached.attach(runner, self._classifier(model))
+            self.attach(runner, '_'.join(losses), losses, self._classifier(model))
 
     def _classifier(self, model: nn.Module) -> nn.Module:
         tap = Tap.parse(self.taps.get('student_logits', 'auto'), 'student_logits', model)
@@ -104,13 +110,21 @@ class DistillationHook(ModuleHook):
         return loss
 
     def before_train(self, runner: Runner) -> None:
+        if self.warmup_epochs:
+            check_counts_epochs(runner, 'warmup_epochs')
         model = unwrap(runner.model)
         self._handles = [
             # After hooks that change the images, which come before this one by their priority.
             model.register_forward_pre_hook(self._start, with_kwargs=True),
+            # Before hooks that add losses: those are not the model's own.
+            model.register_forward_hook(self._weigh, prepend=True),
             # Called even when the model fails, so that no tap is left behind.
             model.register_forward_hook(self._finish, with_kwargs=True, always_call=True),
         ]
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self.warmup_epochs:
+            self._factor = min((runner.epoch + 1) / self.warmup_epochs, 1.0)
 
     def after_train(self, runner: Runner) -> None:
         super().after_train(runner)
@@ -124,6 +138,11 @@ class DistillationHook(ModuleHook):
         if self.enabled and model.training and call.get('mode') == 'loss':
             self._seen = self._distiller.record(call['inputs'], call['data_samples'])
             self._seen.__enter__()
+
+    def _weigh(
+        self, model: nn.Module, args: tuple, losses: dict[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        return None if self._seen is None else self._distiller.weigh(losses)
 
     def _finish(
         self, model: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Tensor] | None
@@ -139,7 +158,7 @@ class DistillationHook(ModuleHook):
         if seen is None:
             zero = self._distiller.zero()
             return {**losses, 'loss_stopped': zero} if isinstance(zero, Tensor) else None
-        return self._distiller.add_to(losses, seen, call['data_samples'])
+        return self._distiller.add_to(losses, seen, call['data_samples'], self._factor)
 
 
 @HOOKS.register_module()
@@ -205,7 +224,8 @@ class DKDHook(DistillationHook):
         temperature (float): Defaults to 4.0.
         alpha (float): Defaults to 1.0.
         beta (float): Defaults to 6.0.
-        **kwargs: Other arguments of :class:`DistillationHook`.
+        **kwargs: Other arguments of :class:`DistillationHook`, e.g. ``warmup_epochs=20``, without
+            which a large ``beta * temperature**2`` acts like a large learning rate at the start.
     """
 
     def __init__(
@@ -330,8 +350,9 @@ class StopDistillHook(Hook):
         """Find what to stop.
 
         Raises:
-            ValueError: If there is nothing to stop.
+            ValueError: If there is nothing to stop, or there are no epochs.
         """
+        check_counts_epochs(runner, 'stop_epoch of StopDistillHook')
         self._switches = [hook for hook in runner.hooks if isinstance(hook, DistillationHook)]
         self._wrapper = unwrap(runner.model)
         if not self._switches and not isinstance(self._wrapper, DistilledClassifier):

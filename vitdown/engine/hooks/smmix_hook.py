@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vitdown.models.distillation import Tap, find_module
+from vitdown.models.distillation import DistilledClassifier, Tap, find_module
 from vitdown.models.identifiers import ReIdentifier
 from vitdown.models.mixing import (
     AttentionProbe,
@@ -28,7 +29,7 @@ from vitdown.models.mixing import (
 )
 from vitdown.registry import HOOKS
 
-from .attached_module import AttachedModule, ModuleHook, is_training_run, unwrap
+from .attached_module import ModuleHook, check_counts_epochs, is_training_run, unwrap
 from .distillation_hook import bind_call
 
 
@@ -77,9 +78,10 @@ class SMMixHook(ModuleHook):
     clean ones (``loss_con``). The other batches get Mixup.
 
     Works with any classifier of mmpretrain and with ``ReIdentifier`` on a plain ViT, CaiT or PVT,
-    whose config stays as it is. The images' labels become scores, so that other hooks see the mixed
-    images with their mixed labels. What is drawn follows from seed and iteration: the same on all
-    processes and after resuming. The classifier of the parts is no part of checkpoints' models.
+    and with a ``DistilledClassifier`` of one; the config stays as it is. The images' labels become
+    scores, so that other hooks see the mixed images with their mixed labels. What is drawn follows
+    from seed and iteration: the same on all processes and after resuming. The classifier of the
+    parts is no part of checkpoints' models.
 
     Args:
         switch_prob (float): Share of the batches with regions; the rest gets Mixup. Defaults
@@ -101,9 +103,14 @@ class SMMixHook(ModuleHook):
         metric_losses (str): What becomes of the metric losses of a ``ReIdentifier``, which mixed
             images have no labels for: ``'skip'``, or ``'clean'`` for those of the clean images, at
             the price of one more pass with gradients. Defaults to ``'skip'``.
-        stop_epoch (int, optional): First epoch without mixing, counted from 0; labels stay
-            smoothed.
+        stop_epoch (int, optional): First epoch without mixing, counted from 0. A classifier's
+            labels stay smoothed; a ``ReIdentifier`` gets its identities and so all of its losses
+            again.
         seed (int, optional): Defaults to the run's.
+
+    Attributes:
+        draw (Callable): :func:`draw_mix` with the options; called with what draws.
+        iteration (int): Of the training.
     """
 
     def __init__(
@@ -138,8 +145,11 @@ class SMMixHook(ModuleHook):
             raise ValueError(f"metric_losses must be 'skip' or 'clean', got {metric_losses!r}")
         if stop_epoch is not None and stop_epoch < 0:
             raise ValueError(f'stop_epoch must be at least 0, got {stop_epoch}')
-        self.draw = dict(
-            switch_prob=switch_prob, mixup_alpha=mixup_alpha, region_ratio=tuple(region_ratio)
+        self.draw = partial(
+            draw_mix,
+            switch_prob=switch_prob,
+            mixup_alpha=mixup_alpha,
+            region_ratio=tuple(region_ratio),
         )
         self.label_smooth = label_smooth
         self.weights = dict(loss_fine=fine_weight, loss_con=consistency_weight)
@@ -150,7 +160,7 @@ class SMMixHook(ModuleHook):
         self.metric_losses = metric_losses
         self.stop_epoch = stop_epoch
         self.seed = seed
-        self._iter = 0
+        self.iteration = 0
         self._mixing = True
         self._step: _Step | None = None
         self._handles: list[RemovableHandle] = []
@@ -167,11 +177,12 @@ class SMMixHook(ModuleHook):
         model = unwrap(runner.model)
         token_head = self.prepare(model)
         if token_head is not None:
-            self.attached = AttachedModule('smmix_token_head', token_head)
-            self.attached.attach(runner, self._classifier)
+            self.attach(runner, 'smmix_token_head', token_head, self._classifier)
 
     def prepare(self, model: nn.Module) -> TokenHead | None:
         """Get ready for a model, without a runner; what it returns is to be trained too."""
+        if isinstance(model, DistilledClassifier):
+            model = model.student
         self._probe = AttentionProbe(model, self.attention)
         self._check_preprocessor(model)
         self._check_losses(model)
@@ -205,6 +216,8 @@ class SMMixHook(ModuleHook):
             raise ValueError("metric_losses='clean' is for a ReIdentifier")
 
     def before_train(self, runner: Runner) -> None:
+        if self.stop_epoch is not None:
+            check_counts_epochs(runner, 'stop_epoch of SMMixHook')
         if self.seed is None:
             seed = [runner.seed]
             broadcast_object_list(seed)
@@ -223,7 +236,7 @@ class SMMixHook(ModuleHook):
         self._mixing = self.stop_epoch is None or runner.epoch < self.stop_epoch
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        self._iter = runner.iter
+        self.iteration = runner.iter
 
     def after_train(self, runner: Runner) -> None:
         super().after_train(runner)
@@ -249,9 +262,11 @@ class SMMixHook(ModuleHook):
         if any('gt_score' in sample for sample in samples):
             raise ValueError('SMMixHook needs labels, but the images come with gt_score: mixed?')
         labels = torch.cat([sample.gt_label for sample in samples])
+        self._step = _Step(Mix(1.0))
+        if not self._mixing and isinstance(self._probe.model, ReIdentifier):
+            return None
         target = smooth_onehot(labels, self._num_classes, self.label_smooth)
         mixed, scores = inputs, target
-        self._step = _Step(Mix(1.0))
         if self._mixing:
             mixed, scores = self._mix(inputs, samples, target)
         for sample, score in zip(samples, scores):
@@ -263,7 +278,7 @@ class SMMixHook(ModuleHook):
     def _mix(self, inputs: Tensor, samples: list, target: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed images and their scores."""
         step = self._step
-        rng = np.random.default_rng([self.seed, self._iter])
+        rng = np.random.default_rng([self.seed, self.iteration])
         geometry = attention = None
 
         def look() -> tuple[int, int]:
@@ -274,7 +289,7 @@ class SMMixHook(ModuleHook):
             )
             return geometry.grid
 
-        step.mix = draw_mix(look, rng.random, rng.choice, rng.beta, **self.draw)
+        step.mix = self.draw(look, rng.random, rng.choice, rng.beta)
         step.target = target
         step.partner = flip_partner(len(inputs), inputs.device)
         if self.pairing == 'random':

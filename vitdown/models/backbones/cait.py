@@ -101,6 +101,7 @@ class CaiT(BaseModule):
             TalkingHeadsLayer(drop_rate=drop_rate, drop_path_rate=drop_path_rate, **layer_cfg)
             for _ in range(self.num_layers)
         )
+        self.layers.num_extra_tokens = 0  # the class token joins after them
         self.cls_layers = ModuleList(
             ClassAttentionLayer(**layer_cfg) for _ in range(num_cls_layers)
         )

@@ -84,7 +84,7 @@ class DistilledClassifier(BaseModel):
             return {**losses, 'loss_stopped': zero} if isinstance(zero, Tensor) else losses
         with self._distiller.record(inputs, data_samples) as seen:
             losses = self.student(inputs, data_samples, mode='loss')
-        return self._distiller.add_to(losses, seen, data_samples)
+        return self._distiller.add_to(self._distiller.weigh(losses), seen, data_samples)
 
 
 def _strip_student(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
@@ -98,7 +98,8 @@ def _strip_student(module: nn.Module, state_dict: dict, prefix: str, *args) -> N
 
 
 def _restore_student(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+    own = dict(module.named_children())
     for key in list(state_dict):
         name = key.removeprefix(prefix)
-        if key.startswith(prefix) and not name.startswith((_STUDENT, 'distill_losses.')):
+        if key.startswith(prefix) and name.partition('.')[0] not in own:
             state_dict[prefix + _STUDENT + name] = state_dict.pop(key)

@@ -124,24 +124,31 @@ class Distiller:
             for name, loss in self.losses.items()
         }
 
+    def weigh(self, head_losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The student's own losses with their weight while it is distilled."""
+        if self.head_loss_weight == 1:
+            return head_losses
+        return {
+            name: self.head_loss_weight * value if 'loss' in name else value
+            for name, value in head_losses.items()
+        }
+
     def add_to(
-        self, head_losses: dict[str, Tensor], seen: 'Observation', data_samples: list
+        self, losses: dict[str, Tensor], seen: 'Observation', data_samples: list, factor: float = 1
     ) -> dict[str, Tensor]:
-        """The student's own losses, with their weight, and those of the distillation.
+        """Losses and, times a factor, those of the distillation.
 
         Raises:
             ValueError: If both have a loss of one name.
         """
-        losses = self.compute(seen, data_samples)
-        twice = set(losses) & set(head_losses)
+        own = self.compute(seen, data_samples)
+        twice = set(own) & set(losses)
         if twice:
-            raise ValueError(f'The model has a loss {min(twice)!r} already; choose another name')
-        if self.head_loss_weight != 1:
-            head_losses = {
-                name: self.head_loss_weight * value if 'loss' in name else value
-                for name, value in head_losses.items()
-            }
-        return {**head_losses, **losses}
+            raise ValueError(
+                f'There is a loss {min(twice)!r} already; give this one another name, in '
+                f"DistillationHook(losses=dict({min(twice)}_2=dict(type='...')))"
+            )
+        return {**losses, **{name: factor * value for name, value in own.items()}}
 
     def zero(self) -> Tensor | float:
         """0 with a gradient (of 0) for each parameter of the losses, for steps without them."""

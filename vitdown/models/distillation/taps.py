@@ -61,7 +61,9 @@ def _find_middle(model: nn.Module) -> str:
     layers = getattr(backbone, 'layers', None)
     if isinstance(layers, nn.ModuleList) and hasattr(layers[0], 'ffn'):
         # The output of the FFN is the layer's, and token fusion calls it too.
-        return f'backbone.layers.{max(len(layers) // 2 - 1, 0)}.ffn'
+        path = f'backbone.layers.{max(len(layers) // 2 - 1, 0)}.ffn'
+        if path in dict(model.named_modules()):
+            return path
     if isinstance(getattr(backbone, 'layer3', None), nn.Module):
         return 'backbone.layer3'
     raise ValueError(
@@ -76,6 +78,18 @@ def _find_first_layers(model: nn.Module) -> dict:
 
 def _find_last_tokens(model: nn.Module) -> dict:
     return dict(module='backbone.ln1', pool='patches')
+
+
+def _extra_tokens(model: nn.Module, path: str) -> int:
+    """Leading tokens that are no patches in what a module returns, as it or the nearest module around
+    it says."""
+    while path:
+        module = model.get_submodule(path)
+        path = path.rpartition('.')[0]
+        for name in ('num_extra_tokens', 'num_prefix_tokens'):  # mmpretrain's, timm's
+            if isinstance(number := getattr(module, name, None), int):
+                return number
+    return 0
 
 
 #: What ``'auto'`` means for a tap named ``student_<key>`` or ``teacher_<key>``.
@@ -95,12 +109,14 @@ class Tap:
         paths (tuple[str, ...]): Names of modules; of outputs that are tuples the first entry
             counts. Outputs of several are stacked along dimension 1.
         pool (str, optional): ``'auto'`` averages feature maps ``(B, C, H, W)`` and takes the class
-            token of ``(B, N, C)``; ``'mean'`` averages both; ``'patches'`` drops the class token;
-            None for outputs as they are.
+            token of ``(B, N, C)``, or the mean where there is none; ``'mean'`` averages both;
+            ``'patches'`` drops tokens that are no patches; None for outputs as they are.
+        num_extra_tokens (int): Leading tokens that are no patches; the first is the class token.
     """
 
     paths: tuple[str, ...]
     pool: str | None = 'auto'
+    num_extra_tokens: int = 1
 
     @classmethod
     def parse(cls, spec: str | Mapping | Sequence[str], name: str, model: nn.Module) -> 'Tap':
@@ -126,12 +142,13 @@ class Tap:
                 f'taps.{name} must be a module path or dict(module=..., pool=...), got {spec}'
             )
         paths = spec['module']
-        tap = cls((paths,) if isinstance(paths, str) else tuple(paths), spec.get('pool', 'auto'))
-        if tap.pool not in POOLS:
-            raise ValueError(f'taps.{name}.pool must be one of {POOLS}, got {tap.pool!r}')
-        for path in tap.paths:
+        paths = (paths,) if isinstance(paths, str) else tuple(paths)
+        pool = spec.get('pool', 'auto')
+        if pool not in POOLS:
+            raise ValueError(f'taps.{name}.pool must be one of {POOLS}, got {pool!r}')
+        for path in paths:
             find_module(model, path)
-        return tap
+        return cls(paths, pool, _extra_tokens(model, paths[0]))
 
     def shape(self, outputs: Sequence[Tensor]) -> Tensor:
         """Outputs of the modules in the form that ``pool`` says."""
@@ -140,13 +157,12 @@ class Tap:
 
     def _pool(self, output: Tensor) -> Tensor:
         if self.pool == 'patches':
-            return output[:, 1:]
+            return output[:, self.num_extra_tokens :]
         if self.pool in ('auto', 'mean') and output.ndim == 4:
             return output.mean(dim=(2, 3))
-        if self.pool == 'mean' and output.ndim == 3:
-            return output.mean(dim=1)
-        if self.pool == 'auto' and output.ndim == 3:
-            return output[:, 0]
+        if self.pool in ('auto', 'mean') and output.ndim == 3:
+            has_cls_token = self.pool == 'auto' and self.num_extra_tokens
+            return output[:, 0] if has_cls_token else output.mean(dim=1)
         return output
 
 

@@ -45,6 +45,16 @@ def soft_target(logits: Tensor, labels: Tensor, values: Tensor) -> Tensor:
     return (squared + values - squared.mean(dim=0)).masked_fill(values == 0, 0.0)
 
 
+def check_rank_mode(rank_mode: str) -> None:
+    """Check the name of a way to rank.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if rank_mode not in ('log_prob', 'prob'):
+        raise ValueError(f"rank_mode must be 'log_prob' or 'prob', got {rank_mode!r}")
+
+
 def rank_score(
     logits: Tensor, weak_logits: Tensor, targets: Tensor, rank_mode: str = 'log_prob'
 ) -> Tensor:
@@ -57,6 +67,7 @@ def rank_score(
         rank_mode (str): ``'log_prob'`` takes the log-probabilities of ``logits`` as the official
             code does, ``'prob'`` their probabilities as the paper's equation does.
     """
+    check_rank_mode(rank_mode)
     weak = weak_logits.softmax(dim=1)
     strong = logits.log_softmax(dim=1) if rank_mode == 'log_prob' else logits.softmax(dim=1)
 
@@ -196,8 +207,7 @@ class USKDLoss(DistillationLoss):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if rank_mode not in ('log_prob', 'prob'):
-            raise ValueError(f"rank_mode must be 'log_prob' or 'prob', got {rank_mode!r}")
+        check_rank_mode(rank_mode)
         if num_classes < 3:
             raise ValueError(f'USKD ranks non-target classes; num_classes={num_classes} is too few')
         self.alpha = alpha

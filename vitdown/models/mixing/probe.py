@@ -87,6 +87,11 @@ class AttentionProbe:
         names = {id(module): name for name, module in model.named_modules()}
         if not getattr(backbone, 'final_norm', True):
             raise ValueError('SMMix needs a backbone with final_norm=True')
+        if backbone.ln1.weight.shape != _last_layer(backbone).ln1.weight.shape:
+            raise ValueError(
+                f'SMMix needs the attention of a plain ViT, CaiT or PVT; the final norm of '
+                f'{type(backbone).__name__} is wider than its layers'
+            )
         self._input = Tap((names[id(_last_layer(backbone).ln1)],), pool=None)
         self.tokens = Tap(('backbone.ln1',), pool=None)
         self.num_extra_tokens = getattr(backbone, 'num_extra_tokens', 1)
