@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vitdown.deployment import DeployModel, OnnxExportError, export_onnx, onnx_session
+from vitdown.deployment.openvino import OpenvinoExportError, export_openvino, openvino_model
 from vitdown.registry import MODELS
 
 VIT = dict(
@@ -35,6 +36,19 @@ DCAL = dict(
     type='DCALHead', num_classes=6, in_channels=24, num_heads=3, feedforward_channels=48
 )  # fmt: skip
 FUSED = dict(VIT, token_fusion=dict(type='MCTF', r=2))
+# Backbones of classifiers
+CAIT = dict(VIT, type='CaiT')
+PVT = dict(
+    type='PyramidVisionTransformer',
+    arch=dict(
+        embed_dims=(8, 8, 16, 24), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 3),
+        mlp_ratios=(2, 2, 2, 2), sr_ratios=(4, 2, 2, 1),
+    ),
+    img_size=(32, 16),
+    patch_sizes=(1, 2, 2, 2),
+)  # fmt: skip
+T2T = dict(type='T2TViT', arch=dict(VIT['arch'], qkv_bias=False), img_size=(32, 16))
+LV_VIT = dict(VIT, type='LVViT', arch=dict(VIT['arch'], qkv_bias=False, skip_lam=2.0))
 
 
 def build(backbone: dict, head: dict = BNNECK):
@@ -64,21 +78,65 @@ def test_every_family_is_exported(backbone, head, size, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['model.onnx']
 
 
-def test_classifiers_give_logits(tmp_path):
-    head = dict(type='mmpretrain.VisionTransformerClsHead', num_classes=5, in_channels=24)
-    model = MODELS.build(
+def build_classifier(backbone: dict):
+    torch.manual_seed(0)
+    return MODELS.build(
         dict(
             type='mmpretrain.ImageClassifier',
-            backbone=dict(VIT, type='vitdown.VisionTransformer'),
-            head=head,
+            backbone=dict(backbone, type=f'vitdown.{backbone["type"]}'),
+            head=dict(type='mmpretrain.VisionTransformerClsHead', num_classes=5, in_channels=24),
             data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
         )
     )
-    deployed = DeployModel(model)
-    export_onnx(deployed, tmp_path / 'model.onnx', (32, 16))
-    images = deployed.example(1, (32, 16)).numpy()
-    (logits,) = onnx_session(tmp_path / 'model.onnx').run(None, {'images': images})
-    assert logits.shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    'backbone', [VIT, CAIT, PVT, T2T, LV_VIT], ids=['vit', 'cait', 'pvt', 't2t-vit', 'lv-vit']
+)
+def test_classifiers_give_logits(backbone, tmp_path):
+    deployed = DeployModel(build_classifier(backbone))
+    assert export_onnx(deployed, tmp_path / 'model.onnx', (32, 16)) < 1e-5
+    images = deployed.example(3, (32, 16), seed=7)
+    (logits,) = onnx_session(tmp_path / 'model.onnx').run(None, {'images': images.numpy()})
+    assert logits.shape == (3, 5)
+    np.testing.assert_allclose(logits, deployed(images).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_quantized_models_are_sent_to_their_own_tool(tmp_path):
+    model = build(dict(VIT, quant_cfg=dict(type='OFQ', w_bits=4, a_bits=4)))
+    with pytest.raises(OnnxExportError, match=r'tools/deployment/export_quantized\.py'):
+        export_onnx(DeployModel(model), tmp_path / 'model.onnx', (32, 16))
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'head', 'size', 'preprocess'),
+    [(VIT, DCAL, (32, 16), True), (FUSED, BNNECK, (32, 16), False),
+     (STVIT, BNNECK, (64, 32), False)],
+    ids=['dcal', 'mctf', 'stvit-deit'],
+)  # fmt: skip
+def test_openvino_gives_the_same(backbone, head, size, preprocess, tmp_path):
+    deployed = DeployModel(build(backbone, head), preprocess)
+    onnx_file, path = tmp_path / 'model.onnx', tmp_path / 'ov' / 'model.xml'
+    export_onnx(deployed, onnx_file, size)
+    assert export_openvino(deployed, onnx_file, path, size) < 1e-5
+    assert sorted(file.name for file in path.parent.iterdir()) == ['model.bin', 'model.xml']
+    images = deployed.example(3, size, seed=7)
+    (output,) = onnx_session(onnx_file).run(None, {'images': images.numpy()})
+    np.testing.assert_allclose(
+        openvino_model(path)(images.numpy())[0], output, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_openvino_files_that_differ_are_not_kept(tmp_path):
+    deployed = DeployModel(Rounded())
+    export_onnx(deployed, tmp_path / 'model.onnx', (8, 8))
+    other = DeployModel(Rounded(shift=1.0))
+    with pytest.raises(OpenvinoExportError, match='differs from the model by'):
+        export_openvino(other, tmp_path / 'model.onnx', tmp_path / 'model.xml', (8, 8))
+    (tmp_path / 'broken.onnx').write_bytes(b'none')
+    with pytest.raises(OpenvinoExportError, match=r'can not convert .*broken\.onnx'):
+        export_openvino(deployed, tmp_path / 'broken.onnx', tmp_path / 'model.xml', (8, 8))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['broken.onnx', 'model.onnx']
 
 
 def test_models_that_need_more_than_images_are_refused(tmp_path):
@@ -104,12 +162,13 @@ def test_decoded_images_are_normalised_inside(tmp_path):
 class Rounded(torch.nn.Module):
     """A model whose outputs are out of reach of any tolerance below one."""
 
-    def __init__(self):
+    def __init__(self, shift=0.0):
         super().__init__()
         self.backbone = self.head = torch.nn.Identity()
+        self.shift = shift
 
     def forward(self, images, mode):
-        return images.flatten(1)[:, :4]
+        return images.flatten(1)[:, :4] + self.shift
 
 
 def test_a_file_that_differs_is_not_kept(tmp_path):

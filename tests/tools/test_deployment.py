@@ -4,6 +4,7 @@ from PIL import Image
 
 from tests.conftest import run_tool
 from vitdown.apis import ReIDInferencer
+from vitdown.deployment.openvino import openvino_model
 
 
 def test_an_exported_model_embeds_as_the_inferencer_does(
@@ -11,12 +12,15 @@ def test_an_exported_model_embeds_as_the_inferencer_does(
 ):
     output = run_tool(
         'tools/deployment/export_onnx.py', tiny_config, tiny_checkpoint, tmp_path / 'a.onnx',
-        '--preprocess',
+        '--preprocess', '--openvino',
     ).stdout  # fmt: skip
     assert 'a.onnx: 32x16, batch of any size, differs from PyTorch by' in output
+    assert 'a.xml: 32x16, batch of any size, differs from PyTorch by' in output
     query = market_root / 'query'
     expected = ReIDInferencer(tiny_config, tiny_checkpoint, device='cpu')(query).features
     # These images have the model's size already.
     images = np.stack([np.asarray(Image.open(path)) for path in sorted(query.iterdir())])
     (features,) = onnxruntime.InferenceSession(tmp_path / 'a.onnx').run(None, {'images': images})
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
+    found = openvino_model(tmp_path / 'a.xml')(images)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

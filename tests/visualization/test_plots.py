@@ -1,13 +1,14 @@
 """Plots show the numbers they were given, and files are what their names say."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from vitdown.evaluation.functional import RocCurve
 from vitdown.visualization.curves import Series, draw_cmc, draw_roc, draw_training
-from vitdown.visualization.feature_map import draw_feature_map, project_tsne
+from vitdown.visualization.feature_map import draw_feature_map, project_tsne, project_umap
 from vitdown.visualization.style import plot, save_plot
 from vitdown.visualization.training_log import read_scalars, series_of
 
@@ -83,19 +84,28 @@ def test_logs_that_are_none(tmp_path):
         draw_training({'run': {}})
 
 
-def test_tsne_keeps_neighbours_together():
+@pytest.mark.parametrize('project', [project_tsne, project_umap])
+def test_neighbours_stay_together(project):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 15)
     # Lengths don't matter, directions do.
     features = np.eye(3, 16)[labels] + rng.normal(0, 0.05, (45, 16))
-    points = project_tsne(features * rng.uniform(1, 5, (45, 1)))
+    points = project(features * rng.uniform(1, 5, (45, 1)))
+    assert points.shape == (45, 2)
     distances = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(45)
     assert (labels[distances.argmin(axis=1)] == labels).all()
 
 
-def test_tsne_needs_a_few_features():
+@pytest.mark.parametrize('project', [project_tsne, project_umap])
+def test_a_plane_needs_a_few_features(project):
     with pytest.raises(ValueError, match='at least 3 features'):
-        project_tsne(np.eye(2))
+        project(np.eye(2))
+
+
+def test_umap_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'umap', None)
+    with pytest.raises(ImportError, match=r'pip install "vitdown\[umap\]"'):
+        project_umap(np.eye(5))
 
 
 def test_a_map_draws_each_point_once():

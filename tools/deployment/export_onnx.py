@@ -1,6 +1,6 @@
 """Write an ONNX file of a re-ID model or a classifier, checked against PyTorch.
 
-python tools/deployment/export_onnx.py CONFIG CHECKPOINT model.onnx [--preprocess]
+python tools/deployment/export_onnx.py CONFIG CHECKPOINT model.onnx [--preprocess] [--openvino]
 
 Input 'images': normalised images (B, 3, H, W) float32, or with --preprocess decoded ones,
 (B, H, W, 3) uint8 RGB. Output 'output': features (B, D) or logits (B, classes). B may be any.
@@ -23,6 +23,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('output', help='.onnx file to write')
     parser.add_argument(
         '--preprocess', action='store_true', help='take decoded images and normalise them'
+    )
+    parser.add_argument(
+        '--openvino', action='store_true', help='write OpenVINO files (.xml, .bin) beside it, too'
     )
     parser.add_argument(
         '--shape', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
@@ -48,9 +51,19 @@ def main() -> None:
     if size is None:
         raise ConfigError('The backbone does not say its input size; give --shape HEIGHT WIDTH')
     deployed = DeployModel(model, args.preprocess)
-    difference = export_onnx(deployed, args.output, tuple(size), args.tolerance)
+    report(args.output, size, export_onnx(deployed, args.output, tuple(size), args.tolerance))
+    if args.openvino:
+        from vitdown.deployment.openvino import export_openvino
+
+        path = args.output.removesuffix('.onnx') + '.xml'
+        report(
+            path, size, export_openvino(deployed, args.output, path, tuple(size), args.tolerance)
+        )
+
+
+def report(path: str, size: tuple[int, int], difference: float) -> None:
     print(
-        f'{args.output}: {size[0]}x{size[1]}, batch of any size, differs from PyTorch by '
+        f'{path}: {size[0]}x{size[1]}, batch of any size, differs from PyTorch by '
         f'{difference:.1e} of the largest output'
     )
 

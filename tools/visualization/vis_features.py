@@ -1,4 +1,4 @@
-"""Draw features as points in a plane by t-SNE: near points are alike.
+"""Draw features as points in a plane by t-SNE or UMAP: near points are alike.
 
 python tools/visualization/vis_features.py features.npz --out identities.pdf
 python tools/visualization/vis_features.py photos.npz --colour site --out sites.pdf
@@ -13,7 +13,7 @@ import numpy as np
 from vitdown.apis import load_embeddings
 from vitdown.engine.launch import ConfigError, run_tool
 from vitdown.evaluation.feature_set import load_feature_sets
-from vitdown.visualization.feature_map import draw_feature_map, project_tsne
+from vitdown.visualization.feature_map import draw_feature_map, project_tsne, project_umap
 from vitdown.visualization.style import save_plot
 
 
@@ -30,7 +30,9 @@ def parse_args() -> argparse.Namespace:
         help='draw the images of so many values, those that most images have (default: 8)',
     )  # fmt: skip
     parser.add_argument('--max-points', type=int, default=2000, help='default: 2000')
-    parser.add_argument('--perplexity', type=float, default=30, help='default: 30')
+    parser.add_argument('--method', choices=['tsne', 'umap'], default='tsne', help='default: tsne')
+    parser.add_argument('--perplexity', type=float, default=30, help='of t-SNE (default: 30)')
+    parser.add_argument('--neighbours', type=int, default=15, help='of UMAP (default: 15)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', required=True, help='.pdf, .png or .svg file')
     return parser.parse_args()
@@ -66,7 +68,10 @@ def main() -> None:
     args = parse_args()
     features, values, hollow = read(args.features, args.colour)
     rows = choose(values, args.values, args.max_points, args.seed)
-    points = project_tsne(features[rows], args.perplexity, args.seed)
+    if args.method == 'umap':
+        points = project_umap(features[rows], args.neighbours, args.seed)
+    else:
+        points = project_tsne(features[rows], args.perplexity, args.seed)
     figure = draw_feature_map(points, values[rows], hollow[rows], args.colour)
     save_plot(figure, args.out)
     print(f'{args.out}: {len(rows)} images, {len(np.unique(values[rows]))} values of {args.colour}')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +13,8 @@ import torch
 from mmengine.model import BaseModel
 from mmpretrain.models.utils.attention import ShiftWindowMSA
 from torch import Tensor, nn
+
+from vitdown.models.quantization import quantizers_of
 
 try:
     import onnxruntime
@@ -94,15 +96,23 @@ def export_onnx(
         float: The largest difference found, for batches of one, two and five images.
 
     Raises:
-        OnnxExportError: If the difference is larger, or the model has steps that depend on values
-            in a way that no graph can hold.
+        OnnxExportError: If the difference is larger, the model is quantized, or it has steps that
+            depend on values in a way that no graph can hold.
     """
+    if quantizers_of(model):
+        raise OnnxExportError(
+            'the model is quantized: tools/deployment/export_quantized.py --onnx FILE writes it, '
+            'with integer weights'
+        )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
         _export(model, draft, size)
-        difference = max(_difference(model, draft, batch, size) for batch in (1, 2, 5))
+        session = onnx_session(draft, 1)
+        difference = largest_difference(
+            model, lambda images: session.run(None, {'images': images})[0], size
+        )
         if not difference <= tolerance:
             raise OnnxExportError(
                 f'the ONNX file differs from the model by {difference:.1e} of the largest output, '
@@ -171,10 +181,26 @@ def onnx_session(path: str | os.PathLike, threads: int = 0) -> onnxruntime.Infer
     return onnxruntime.InferenceSession(os.fspath(path), options, ['CPUExecutionProvider'])
 
 
-def _difference(model: DeployModel, path: Path, batch: int, size: tuple[int, int]) -> float:
-    images = model.example(batch, size, seed=batch)
-    expected = model(images).numpy()
-    (output,) = onnx_session(path, 1).run(None, {'images': images.numpy()})
-    if output.shape != expected.shape:
-        return float('inf')
-    return float(np.abs(output - expected).max() / max(np.abs(expected).max(), 1e-12))
+@torch.no_grad()
+def largest_difference(
+    model: DeployModel, run: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]
+) -> float:
+    """Largest difference between a model and its copy in another runtime.
+
+    Args:
+        model (DeployModel): On the CPU.
+        run (Callable): The copy, from images to outputs.
+        size (tuple[int, int]): Height and width of the images.
+
+    Returns:
+        float: As a share of the largest output, for batches of one, two and five images; infinity
+        if shapes differ.
+    """
+    differences = []
+    for batch in (1, 2, 5):
+        images = model.example(batch, size, seed=batch)
+        expected, found = model(images).numpy(), run(images.numpy())
+        if found.shape != expected.shape:
+            return float('inf')
+        differences.append(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+    return float(max(differences))

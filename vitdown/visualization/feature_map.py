@@ -31,13 +31,45 @@ def project_tsne(features: np.ndarray, perplexity: float = 30, seed: int = 0) ->
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ImportError('t-SNE needs scikit-learn: pip install "vitdown[vis]"') from error
-    if len(features) < 3:
-        raise ValueError(f't-SNE needs at least 3 features, there are {len(features)}')
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    # On unit vectors, squared Euclidean distances are twice the cosine distances.
-    unit = features / np.maximum(norms, 1e-12)
+    unit = _unit_vectors(features)
     perplexity = min(perplexity, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, random_state=seed, init='random').fit_transform(unit)
+
+
+def project_umap(features: np.ndarray, neighbours: int = 15, seed: int = 0) -> np.ndarray:
+    """UMAP of cosine distances (McInnes et al., arXiv 1802.03426).
+
+    Args:
+        features (np.ndarray): (N, D), N at least 3.
+        neighbours (int): Neighbours of a point that count; at most N - 1 are taken.
+        seed (int): Of the optimisation.
+
+    Returns:
+        np.ndarray: (N, 2).
+
+    Raises:
+        ImportError: If umap-learn is missing.
+        ValueError: If there are too few features, or ``neighbours`` is below 2.
+    """
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise ImportError('UMAP needs umap-learn: pip install "vitdown[umap]"') from error
+    if neighbours < 2:
+        raise ValueError(f'neighbours must be at least 2, not {neighbours}')
+    unit = _unit_vectors(features)
+    # Its spectral start needs more points than dimensions, and connected ones.
+    return UMAP(
+        n_neighbors=min(neighbours, len(unit) - 1), random_state=seed, n_jobs=1, init='random'
+    ).fit_transform(unit)
+
+
+def _unit_vectors(features: np.ndarray) -> np.ndarray:
+    """Of which squared Euclidean distances are twice the cosine distances."""
+    if len(features) < 3:
+        raise ValueError(f'a plane needs at least 3 features, there are {len(features)}')
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norms, 1e-12)
 
 
 def draw_feature_map(
