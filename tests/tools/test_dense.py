@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from mmdet.apis import DetInferencer
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -108,6 +109,21 @@ def test_its_checkpoint_reloads(detector, data, tmp_path):
     metrics, last = json.loads(out.read_text()), losses(detector)[-1]
     assert metrics['coco/bbox_mAP'] == pytest.approx(last['coco/bbox_mAP'], abs=1e-6)
     assert metrics['coco/segm_mAP'] == pytest.approx(last['coco/segm_mAP'], abs=1e-6)
+
+
+def test_mmdets_inferencer_finds_objects_with_it(detector, data, tmp_path, monkeypatch):
+    monkeypatch.setenv('VITDOWN_DATA', data['VITDOWN_DATA'])
+    checkpoint = detector / 'epoch_1.pth'
+    detect = DetInferencer(str(NUCLEI), str(checkpoint), device='cpu', show_progress=False)
+    assert detect.visualizer.dataset_meta['classes'] == ('nucleus',)
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    (found,) = detect(image, out_dir=str(tmp_path), pred_score_thr=0.0)['predictions']
+    assert set(found['labels']) == {0}
+    assert len(found['bboxes']) == len(found['masks']) == len(found['scores']) > 0
+    assert all(0 <= x <= 80 and 0 <= y <= 64 for *_, x, y in found['bboxes'])
+    (masked,) = {tuple(mask['size']) for mask in found['masks']}
+    assert masked == (64, 80)
+    assert len(list(tmp_path.glob('vis/*.jpg'))) == 1
 
 
 def test_missing_data_are_named(tmp_path):
