@@ -106,7 +106,18 @@ def plain_scores(
 
 
 class PlainMCTF(MCTF):
-    """:class:`MCTF` with ``attention='one_step_ahead'`` and one protected token, slowly."""
+    """:class:`MCTF` with ``attention='one_step_ahead'`` and one protected token, slowly.
+
+    Args:
+        *args: As for :class:`MCTF`.
+        trace_source (bool): Whether to keep ``source``, which the official code does on request
+            only: it fuses a map from tokens to patches like another attention map.
+        **kwargs: As for :class:`MCTF`.
+    """
+
+    def __init__(self, *args, trace_source: bool = True, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.trace_source = trace_source
 
     @staticmethod
     def _softmax(attn, query, key, bias, streams):
@@ -126,9 +137,7 @@ class PlainMCTF(MCTF):
             share = (attention_received(weights) * sizes)[..., None]
             share = share / share.amax(dim=1, keepdim=True)
             total = decisions.merge(share)
-            one_hot = torch.eye(x.shape[1], device=x.device).expand(x.shape[0], -1, -1)
-            slots = decisions.merge(one_hot, 'amax').argmax(dim=1)
-            source = slots if state.source is None else slots.gather(1, state.source)
+            source = self._trace(x, state, decisions) if self.trace_source else None
         x = decisions.merge(x * share) / total
         keys = decisions.merge(weights[..., None])[..., 0]
         fused = decisions.merge(keys * share[:, None]) / total[:, None]
@@ -136,3 +145,9 @@ class PlainMCTF(MCTF):
         size = decisions.merge(sizes[..., None])[..., 0]
         state = type(state)(size=size, source=source, r=state.r)
         return x + attn.project_out(out), state, attention
+
+    @staticmethod
+    def _trace(x, state, decisions):
+        one_hot = torch.eye(x.shape[1], device=x.device).expand(x.shape[0], -1, -1)
+        slots = decisions.merge(one_hot, 'amax').argmax(dim=1)
+        return slots if state.source is None else slots.gather(1, state.source)

@@ -55,7 +55,9 @@ def build(arch: str) -> dict[str, VisionTransformer]:
         name: VisionTransformer(arch, token_fusion=policy).eval()
         for name, policy in POLICIES.items()
     }
-    models[MCTF_PLAIN_FORM].token_fusion = PlainMCTF(num_layers=12, r=16).eval()
+    # With the official settings, which keep no map from tokens to patches.
+    plain_form = PlainMCTF(num_layers=12, r=16, trace_source=False)
+    models[MCTF_PLAIN_FORM].token_fusion = plain_form.eval()
     torch.manual_seed(0)
     for parameter in models[PLAIN].parameters():
         if parameter.ndim > 1:
