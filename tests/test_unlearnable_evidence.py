@@ -1,0 +1,73 @@
+"""benchmarks/unlearnable_evidence.py: what is run, and which results are kept."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from benchmarks.unlearnable_evidence import GROUPS, clean_rest, main, result_name
+from tests.conftest import ROOT
+from vitdown.datasets.unlearnable import Key, poison_mask
+from vitdown.engine.launch import load_config
+
+KEY = Key('seed:0')
+
+
+def test_every_row_fits_its_config():
+    rows = [row for group in GROUPS.values() for row in group]
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        full = load_config(str(ROOT / 'configs' / row.config))
+        cfg = load_config(str(ROOT / 'configs' / row.config), row.options)
+        epochs = cfg.train_cfg.max_epochs, full.train_cfg.max_epochs
+        assert cfg.train_cfg.val_interval == epochs[0]
+        # Whoever trains less, or attacks less, than the config says so.
+        if epochs[0] < epochs[1]:
+            assert f'{epochs[0]} of {epochs[1]} epochs' in row.row
+        for hook, whole in zip(cfg.get('custom_hooks') or [], full.get('custom_hooks') or []):
+            assert f'{hook.steps} of {whole.steps} steps' in row.row
+
+
+def test_every_defence_has_a_row_of_clean_images():
+    names = {row.name for group in GROUPS.values() for row in group}
+    for defence in ('L-inf AT', 'L2 AT', 'DAT'):
+        assert {f'CNN, clean, {defence}', f'CNN, protected, {defence}'} <= names
+    for percent in (50, 80):
+        assert f'CNN, {percent} % protected' in names
+        assert f'CNN, the clean {100 - percent} % alone' in names
+
+
+def test_clean_rest_is_what_the_fraction_leaves():
+    rest = clean_rest(0.8, KEY)
+    chosen = poison_mask(0, 10, 3, 10000, 0.8)
+    assert 1800 < len(rest) < 2200
+    assert not chosen[rest].any()
+    assert np.sum(~chosen) == len(rest)
+
+
+def test_a_result_belongs_to_its_settings():
+    name = result_name
+    row = GROUPS['attack'][1]
+    assert name(row, KEY, 0) == name(row, Key('seed:0'), 0)
+    others = [
+        name(replace(row, options={'custom_hooks.0.steps': 10}), KEY, 0),
+        name(replace(row, clean_rest_of=0.5), KEY, 0),
+        name(row, Key('seed:1'), 0),
+        name(row, KEY, 1),
+    ]
+    assert len({name(row, KEY, 0), *others}) == 5
+
+
+def test_kept_results_are_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('VITDOWN_UNLEARNABLE_KEY', 'seed:0')
+    row = GROUPS['attack'][0]
+    for seed, value in ((0, 10.0), (1, 20.0)):
+        name = result_name(row, KEY, seed)
+        (tmp_path / f'{name}.json').write_text(json.dumps({'value': value}))
+    monkeypatch.setattr(
+        sys, 'argv', ['', '--groups', 'attack', '--work-dir', str(tmp_path), '--minutes', '-1']
+    )
+    main()
+    table = '| CNN, clean, L-inf AT (3 of 10 steps) | top1 | 15.0 ± 7.1 | 2 |'
+    assert capsys.readouterr().out.splitlines()[-1] == table
