@@ -1,9 +1,57 @@
-from argparse import Namespace
+import shlex
+from argparse import ArgumentParser, Namespace
 
+import pytest
 import torch
 from mmengine.config import Config
 
 from tools.train import apply_args
+from vitdown.engine.launch import add_config_arguments
+from vitdown.registry import HOOKS
+
+from ..test_docs import PAGES, commands
+
+
+def parse_options(*options: str) -> dict:
+    parser = ArgumentParser()
+    add_config_arguments(parser)
+    return parser.parse_args(['config.py', '--cfg-options', *options]).cfg_options
+
+
+def test_options_of_the_command_line():
+    assert parse_options(
+        "custom_hooks=[dict(type='SMMixHook', region_ratio=(0.25, 0.5))]",
+        "model={'head': {'num_classes': 3}}",
+        'randomness.seed=1',
+        'key=[a,(1,2)]',
+        'lr=1e-3',
+    ) == {
+        'custom_hooks': [dict(type='SMMixHook', region_ratio=(0.25, 0.5))],
+        'model': dict(head=dict(num_classes=3)),
+        'randomness.seed': 1,
+        'key': ['a', (1, 2)],
+        'lr': 1e-3,
+    }
+
+
+@pytest.mark.parametrize(
+    'value', ['[dict(type=SMMixHook)]', 'dict(a=', 'dict(**{})', 'f(dict(a=1))']
+)
+def test_dicts_that_are_none(value, capsys):
+    with pytest.raises(SystemExit):
+        parse_options(f'custom_hooks={value}')
+    assert f'{value!r} is no Python value' in capsys.readouterr().err
+
+
+def test_hooks_in_the_commands_of_the_documents_build():
+    """As the shell splits the lines and the tools read them."""
+    lines = [c for page in PAGES for c in commands(page) if 'custom_hooks=' in c]
+    options = [shlex.split(line.split(' #')[0]) for line in lines]
+    found = [part for words in options for part in words if part.startswith('custom_hooks=')]
+    hooks = [hook for option in found for hook in parse_options(option)['custom_hooks']]
+    assert len(hooks) == len(lines) > 0
+    for hook in hooks:
+        HOOKS.build(hook)
 
 
 def test_resume_keeps_the_weights_to_start_from(tmp_path):

@@ -1,9 +1,11 @@
 """What the command line tools share: reading configs, overriding them, reporting errors."""
 
+import ast
 import atexit
 import difflib
 import logging
 import os
+import re
 import sys
 import traceback
 from argparse import ArgumentParser
@@ -25,13 +27,47 @@ class ConfigError(ValueError):
 
 
 class _OverrideAction(DictAction):
-    """MMEngine's KEY=VALUE arguments, with an error for what is none."""
+    """MMEngine's KEY=VALUE arguments, with an error for what is none, and with dicts."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         wrong = [value for value in values if '=' not in value]
         if wrong:
             parser.error(f'{option_string} takes KEY=VALUE, got {wrong[0]!r}')
-        super().__call__(parser, namespace, values, option_string)
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except _DictError as error:
+            parser.error(f'{option_string}: {error}')
+
+    @staticmethod
+    def _parse_iterable(val: str) -> object:
+        if re.search(r'\bdict\(|\{', val):
+            return _parse_dicts(val)
+        return DictAction._parse_iterable(val)
+
+
+class _DictError(ValueError):
+    """A value with dicts that is no Python."""
+
+
+def _parse_dicts(text: str) -> object:
+    """Value of a Python literal in which ``dict(a=1)`` stands for ``{'a': 1}``."""
+
+    class Literal(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.AST:
+            self.generic_visit(node)
+            named = all(keyword.arg for keyword in node.keywords)
+            if getattr(node.func, 'id', None) != 'dict' or node.args or not named:
+                return node
+            keys = [ast.Constant(keyword.arg) for keyword in node.keywords]
+            return ast.Dict(keys, [keyword.value for keyword in node.keywords])
+
+    try:
+        return ast.literal_eval(Literal().visit(ast.parse(text.strip(), mode='eval')))
+    except (SyntaxError, ValueError):
+        raise _DictError(
+            f'{text!r} is no Python value; write dicts as "dict(type=\'SMMixHook\')" within quotes '
+            'of the shell'
+        ) from None
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:
@@ -44,7 +80,8 @@ def add_config_arguments(parser: ArgumentParser) -> None:
         action=_OverrideAction,
         metavar='KEY=VALUE',
         help='override entries of the config, e.g. train_cfg.max_epochs=60 '
-        'model.backbone.drop_path_rate=0.2 randomness.seed=1; lists as key="[a,b]"',
+        'model.backbone.drop_path_rate=0.2 randomness.seed=1; lists as key="[a,b]", dicts as '
+        'key="dict(type=\'SMMixHook\')"',
     )
 
 
