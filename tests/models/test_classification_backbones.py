@@ -14,6 +14,8 @@ from vitdown.models.backbones import (
     MobileNetV1,
     PyramidVisionTransformer,
 )
+from vitdown.models.pretrained import load_pretrained
+from vitdown.registry import MODELS
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,30 @@ def test_deit3_differs_from_mmpretrains_by_one_norm():
     assert larger.eval()(torch.rand(1, 3, 48, 16))[0].shape == (1, 24)
 
 
+@pytest.mark.parametrize('out_indices', [(3,), (2, 3)])
+def test_swins_of_uskd_lose_their_inner_norms(tmp_path, out_indices):
+    def swin(indices):
+        arch = dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
+        return MODELS.build(
+            dict(
+                type='mmpretrain.ImageClassifier',
+                backbone=dict(
+                    type='mmpretrain.SwinTransformer', arch=arch, img_size=64, out_indices=indices
+                ),
+                head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=64),
+            )
+        )
+
+    weights = swin((0, 1, 2, 3)).state_dict()
+    file = tmp_path / 'official.pth'
+    torch.save({'state_dict': {f'student.{key}': value for key, value in weights.items()}}, file)
+    model = swin(out_indices)
+    load_pretrained(model, str(file), 'cls_kd', prefix=None)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    assert convert_state_dict(weights, 'cls_kd').keys() == swin((3,)).state_dict().keys()
+
+
 def test_pvt_takes_other_sizes():
     arch = dict(
         embed_dims=(8, 8, 16, 24),
@@ -114,6 +140,8 @@ def test_students_are_taken_out_of_distilling_checkpoints():
     }
     assert convert_state_dict({**stored, **others}, 'cls_kd').keys() == plain.keys()
     assert convert_state_dict(plain, 'cls_kd') == plain
+    back = export_state_dict(convert_state_dict(stored, 'cls_kd'), 'cls_kd')
+    assert back.keys() == stored.keys()
     with pytest.raises(ValueError, match='cls_kd format has no weights conv1.weight'):
         convert_state_dict({'conv1.weight': torch.ones(1)}, 'cls_kd')
 

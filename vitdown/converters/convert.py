@@ -70,6 +70,11 @@ EXPORTERS: dict[str, Converter] = {
     'transreid': export_transreid,
 }
 
+#: Weights that models of a source may lack or have besides, as regular expressions.
+OPTIONAL_WEIGHTS: dict[str, list[str]] = {
+    'cls_kd': [r'^(backbone\.)?norm[0-2]\.'],  # of a Swin's inner stages, for USKD
+}
+
 
 def convert_state_dict(state_dict: StateDict, source: str) -> dict[str, Tensor]:
     """Rename the weights of another code base to vitdown's names.

@@ -5,7 +5,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 
 from vitdown.checkpoint import CheckpointError, check_fit, load_checkpoint_file, unwrap_state_dict
-from vitdown.converters import convert_state_dict
+from vitdown.converters import OPTIONAL_WEIGHTS, convert_state_dict
 
 
 def load_pretrained(
@@ -48,6 +48,7 @@ def load_pretrained(
     state_dict = unwrap_state_dict(content)
     if source is not None:
         state_dict = convert_state_dict(state_dict, source)
+        optional = [*optional, *OPTIONAL_WEIGHTS.get(source, ())]
     if prefix and any(key.startswith(prefix) for key in state_dict):
         state_dict = {
             key.removeprefix(prefix): value
