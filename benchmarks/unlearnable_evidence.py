@@ -1,8 +1,8 @@
 """Train on clean and on protected images, test on clean ones, and print mean and spread.
 
     export VITDOWN_DATA=FOLDER  # that holds cifar10/ and omniglot/
-    python benchmarks/unlearnable_evidence.py                       # all groups
-    python benchmarks/unlearnable_evidence.py --groups cnn --minutes 8
+    python -m benchmarks.unlearnable_evidence                       # all groups
+    python -m benchmarks.unlearnable_evidence --groups cnn --minutes 8
 
 Every run is a process of ``tools/train.py``; its result is kept in ``--work-dir`` with all that was
 set, and computed again only when some of it changes. With ``--minutes`` no run is started after
@@ -11,23 +11,15 @@ environment has another. Rows say in brackets where a run is smaller than its co
 """
 
 import argparse
-import hashlib
-import json
 import os
-import statistics
-import subprocess
-import sys
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.evidence import Run, add_evidence_arguments, collect
 from vitdown.datasets.unlearnable import KEY_VARIABLE, Key, poison_mask, read_key
 from vitdown.engine.launch import run_tool
-from vitdown.files import write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES, NUM_CLASSES, KERNEL_SIZE, EPOCHS = 10000, 10, 3, 6
 CIFAR = {'train_dataloader.dataset.indices': NUM_IMAGES}
 REID = {
@@ -128,10 +120,7 @@ GROUPS = {
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--groups', nargs='+', choices=GROUPS, default=list(GROUPS))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--minutes', type=float, default=float('inf'))
-    parser.add_argument('--work-dir', default='work_dirs/unlearnable_evidence')
+    add_evidence_arguments(parser, GROUPS, 'work_dirs/unlearnable_evidence')
     return parser.parse_args()
 
 
@@ -146,73 +135,34 @@ def settings(experiment: Experiment, key: Key) -> dict:
     )
 
 
-def result_name(experiment: Experiment, key: Key, seed: int) -> str:
-    """Name of a run's folder and result; another one when any setting changes."""
-    text = json.dumps(settings(experiment, key), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = experiment.name.replace(' ', '').replace(',', '-').replace('%', '')
-    return f'{name}-{digest}-seed{seed}'
-
-
 def clean_rest(fraction: float, key: Key) -> list[int]:
     """Indices of the images that are not protected at a fraction."""
     mask = poison_mask(key.seed, NUM_CLASSES, KERNEL_SIZE, NUM_IMAGES, fraction)
     return np.flatnonzero(~mask).tolist()
 
 
-def train(experiment: Experiment, key: Key, seed: int, work_dir: Path) -> float:
-    """Train and test once; the value of the experiment's metric."""
-    options = {
-        'randomness.seed': seed,
-        'train_dataloader.num_workers': 0,
-        'val_dataloader.num_workers': 0,
-        'default_hooks.checkpoint.max_keep_ckpts': 1,
-        **experiment.options,
-    }
+def as_run(experiment: Experiment, key: Key) -> Run:
+    """The experiment as a row of the table."""
+    options = experiment.options
     if experiment.clean_rest_of is not None:
         indices = clean_rest(experiment.clean_rest_of, key)
-        options['train_dataloader.dataset.indices'] = str(indices).replace(' ', '')
-    subprocess.run(
-        [sys.executable, str(ROOT / 'tools/train.py'), str(ROOT / 'configs' / experiment.config),
-         '--work-dir', str(work_dir), '--resume', '--cfg-options',
-         *(f'{key}={value}' for key, value in options.items())],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    entries = [json.loads(line) for line in logs[-1].read_text().splitlines()]
-    return next(e[experiment.metric] for e in reversed(entries) if experiment.metric in e)
+        options = {**options, 'train_dataloader.dataset.indices': indices}
+    return Run(
+        experiment.name,
+        experiment.config,
+        experiment.metric,
+        options,
+        experiment.row,
+        settings(experiment, key),
+    )
 
 
 def main() -> None:
     args = parse_args()
     os.environ.setdefault(KEY_VARIABLE, 'seed:0')
     key = read_key()
-    start = time.monotonic()
-    root = Path(args.work_dir)
-    rows = [experiment for group in args.groups for experiment in GROUPS[group]]
-    found: dict[str, list[float]] = {experiment.name: [] for experiment in rows}
-    for seed in args.seeds:
-        for experiment in rows:
-            name = result_name(experiment, key, seed)
-            result = root / f'{name}.json'
-            if not result.exists():
-                if time.monotonic() - start > args.minutes * 60:
-                    continue
-                began = time.monotonic()
-                value = train(experiment, key, seed, root / name)
-                seconds = round(time.monotonic() - began)
-                record = dict(value=value, seconds=seconds, settings=settings(experiment, key))
-                write_atomically(json.dumps(record, indent=1).encode(), result)
-                print(f'{experiment.row}, seed {seed}: {value:.2f} ({seconds} s)', flush=True)
-            found[experiment.name].append(json.loads(result.read_text())['value'])
-    print('| trained on | metric | mean ± deviation | seeds |\n| --- | --- | --- | --- |')
-    for experiment in rows:
-        values = found[experiment.name]
-        if values:
-            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-            metric = experiment.metric.split('/')[-1]
-            mean = f'{statistics.mean(values):.1f}{spread}'
-            print(f'| {experiment.row} | {metric} | {mean} | {len(values)} |')
+    runs = [as_run(experiment, key) for group in args.groups for experiment in GROUPS[group]]
+    collect(runs, args.seeds, args.work_dir, args.minutes)
 
 
 if __name__ == '__main__':

@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.unlearnable_evidence import GROUPS, clean_rest, main, result_name
+from benchmarks.unlearnable_evidence import GROUPS, Experiment, as_run, clean_rest, main
 from tests.conftest import ROOT
 from vitdown.datasets.unlearnable import Key, poison_mask
 from vitdown.engine.launch import load_config
 
 KEY = Key('seed:0')
+
+
+def name(experiment: Experiment, key: Key, seed: int) -> str:
+    return as_run(experiment, key).result_name(seed)
 
 
 def test_every_row_fits_its_config():
@@ -47,7 +51,6 @@ def test_clean_rest_is_what_the_fraction_leaves():
 
 
 def test_a_result_belongs_to_its_settings():
-    name = result_name
     row = GROUPS['attack'][1]
     assert name(row, KEY, 0) == name(row, Key('seed:0'), 0)
     others = [
@@ -63,8 +66,7 @@ def test_kept_results_are_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('VITDOWN_UNLEARNABLE_KEY', 'seed:0')
     row = GROUPS['attack'][0]
     for seed, value in ((0, 10.0), (1, 20.0)):
-        name = result_name(row, KEY, seed)
-        (tmp_path / f'{name}.json').write_text(json.dumps({'value': value}))
+        (tmp_path / f'{name(row, KEY, seed)}.json').write_text(json.dumps({'value': value}))
     monkeypatch.setattr(
         sys, 'argv', ['', '--groups', 'attack', '--work-dir', str(tmp_path), '--minutes', '-1']
     )

@@ -1,6 +1,3 @@
-_base_ = '../_base_/smmix_imagenet_300e.py'
+_base_ = './smmix_pvt-tiny_4xb256-300e_in1k.py'
 
-model = dict(
-    backbone=dict(type='vitdown.PyramidVisionTransformer', arch='small', drop_path_rate=0.1),
-    head=dict(type='LinearClsHead', in_channels=512),
-)
+model = dict(backbone=dict(arch='small'))

@@ -1,0 +1,123 @@
+"""Tables from trainings with several seeds, in pieces: what the evidence scripts share."""
+
+import argparse
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vitdown.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that several seeds repeat: a row of a table.
+
+    Attributes:
+        name: Beginning of the results' file names.
+        config: File below ``configs``.
+        metric: What to report.
+        options: Changes of the config.
+        row: What the table calls it; the name by default.
+        settings: All that the result follows from, except the seed; config, options and metric by
+            default.
+    """
+
+    name: str
+    config: str
+    metric: str = 'accuracy/top1'
+    options: dict = field(default_factory=dict)
+    row: str = ''
+    settings: dict | None = None
+
+    @property
+    def label(self) -> str:
+        return self.row or self.name
+
+    @property
+    def full_settings(self) -> dict:
+        if self.settings is not None:
+            return self.settings
+        return dict(config=self.config, options=self.options, metric=self.metric)
+
+    def result_name(self, seed: int) -> str:
+        """Name of a seed's folder and result; another one when any setting changes."""
+        text = json.dumps(self.full_settings, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        name = self.name.replace(' ', '').replace(',', '-').replace('%', '')
+        return f'{name}-{digest}-seed{seed}'
+
+    def arguments(self, seed: int, work_dir: Path) -> list[str]:
+        """The command line of ``tools/train.py``."""
+        options = {
+            'randomness.seed': seed,
+            'train_dataloader.num_workers': 0,
+            'val_dataloader.num_workers': 0,
+            'default_hooks.checkpoint.max_keep_ckpts': 1,
+            **self.options,
+        }
+        settings = (f'{key}={value}' for key, value in options.items())
+        config = ROOT / 'configs' / self.config
+        return [str(config), '--work-dir', str(work_dir), '--resume', '--cfg-options', *settings]
+
+    def train(self, seed: int, work_dir: Path) -> float:
+        """Train and test once; the value of the metric."""
+        subprocess.run(
+            [sys.executable, str(ROOT / 'tools/train.py'), *self.arguments(seed, work_dir)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+        entries = [json.loads(line) for line in logs[-1].read_text().splitlines()]
+        return next(e[self.metric] for e in reversed(entries) if self.metric in e)
+
+
+def add_evidence_arguments(
+    parser: argparse.ArgumentParser, groups: Iterable[str], work_dir: str
+) -> None:
+    """Arguments of a script that trains groups of runs."""
+    parser.add_argument('--groups', nargs='+', choices=list(groups), default=list(groups))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--minutes', type=float, default=float('inf'))
+    parser.add_argument('--work-dir', default=work_dir)
+
+
+def collect(runs: Sequence[Run], seeds: Sequence[int], work_dir: str, minutes: float) -> None:
+    """Train what has no result yet, and print the table of what there is.
+
+    Args:
+        runs (Sequence[Run]): The rows.
+        seeds (Sequence[int]): All runs with one seed come before the next seed.
+        work_dir (str): Folder for trainings and results.
+        minutes (float): No training starts after this time.
+    """
+    start, root = time.monotonic(), Path(work_dir)
+    found: dict[str, list[float]] = {run.name: [] for run in runs}
+    for seed in seeds:
+        for run in runs:
+            name = run.result_name(seed)
+            result = root / f'{name}.json'
+            if not result.exists():
+                if time.monotonic() - start > minutes * 60:
+                    continue
+                began = time.monotonic()
+                value = run.train(seed, root / name)
+                seconds = round(time.monotonic() - began)
+                record = dict(value=value, seconds=seconds, settings=run.full_settings)
+                write_atomically(json.dumps(record, indent=1).encode(), result)
+                print(f'{run.label}, seed {seed}: {value:.2f} ({seconds} s)', flush=True)
+            found[run.name].append(json.loads(result.read_text())['value'])
+    print('| training | metric | mean ± deviation | seeds |\n| --- | --- | --- | --- |')
+    for run in runs:
+        values = found[run.name]
+        if values:
+            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+            mean = f'{statistics.mean(values):.1f}{spread}'
+            print(f'| {run.label} | {run.metric.split("/")[-1]} | {mean} | {len(values)} |')
