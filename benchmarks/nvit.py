@@ -2,14 +2,17 @@
 
     python benchmarks/nvit.py latency --archs deit-base deit-small revit-s proxy-s --batch-size 8
     python benchmarks/nvit.py pruner --arch deit-base
-    python benchmarks/nvit.py prune configs/nvit/nvit-prune_vit-mini_1xb64-40e_synthetic-128x64.py \
-        work_dirs/vit-mini.pth --latency-table work_dirs/latency_vit-mini.json --seeds 0 1 2
+    python benchmarks/nvit.py prune configs/nvit/nvit-prune_vit-mini_1xb128-1e_cifar10-32x32.py \
+        work_dirs/vit-mini_cifar10.pth --latency-table work_dirs/latency_cifar10.json
 
-``prune`` takes a trained re-ID model to one share of its latency by each criterion, fine-tunes all
-of them for the same number of epochs, and measures what they take on this machine.
+``prune`` takes a trained model to one share of its latency by each criterion, fine-tunes all of
+them until they were trained for the same number of epochs, and measures what they take here: the
+blocks, which the table predicts, and the whole model. Runs that are done are kept in the work dir.
 """
 
 import argparse
+import json
+import math
 import statistics
 import subprocess
 import sys
@@ -18,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from vitdown.checkpoint import load_checkpoint_file
-from vitdown.engine.launch import evaluate, load_config, run_tool
+from vitdown.checkpoint import find_resumable_checkpoint, load_checkpoint_file
+from vitdown.engine.launch import ConfigError, evaluate, load_config, run_tool
+from vitdown.files import write_atomically
 from vitdown.models.backbones import NViT
 from vitdown.models.pruning import (
     GlobalPruner,
@@ -36,6 +41,7 @@ from vitdown.models.pruning import (
     taylor_gate_scores,
     total_cost,
 )
+from vitdown.models.pruning.measure import time_module
 from vitdown.models.pruning.saliency import NVIT_NORM
 from vitdown.registry import MODELS
 
@@ -64,11 +70,19 @@ def parse_args() -> argparse.Namespace:
         choices=['nvit', 'paper', 'magnitude', 'random', 'uniform'],
     )  # fmt: skip
     prune.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    prune.add_argument('--epochs', type=int, default=5, help='of fine-tuning')
+    prune.add_argument('--epochs', type=int, default=5, help='of pruning and fine-tuning together')
     prune.add_argument('--lr', type=float, default=5e-4, help='of fine-tuning')
+    prune.add_argument('--minutes', type=float, default=math.inf, help='start nothing after these')
     prune.add_argument('--batch-size', type=int, default=64, help='of the latency measured')
-    prune.add_argument('--work-dir', default='work_dirs/benchmark_nvit')
-    prune.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    prune.add_argument('--rounds', type=int, default=9, help='of the latency measured')
+    prune.add_argument('--threads', type=int, default=1, help='of the latency measured')
+    prune.add_argument(
+        '--cpu-time', action='store_true', help='as tools/pruning/measure_latency.py'
+    )
+    prune.add_argument(
+        '--work-dir', default='work_dirs/benchmark_nvit', help='results are kept here'
+    )
+    prune.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     return parser.parse_args()
 
 
@@ -221,29 +235,32 @@ def run_python(*args) -> None:
     )
 
 
-def prune(args: argparse.Namespace, criterion: str, seed: int, out: Path) -> Path:
-    """Config of the dense model of one criterion, its checkpoint beside it."""
+def prune(args: argparse.Namespace, criterion: str, seed: int, out: Path) -> tuple[Path, int]:
+    """Config of the dense model of one criterion, its checkpoint beside it, and epochs it took."""
     name = out / f'pruned_{args.target:g}.pth'
-    if name.with_suffix('.py').exists():
-        return name.with_suffix('.py')
-    if criterion != 'uniform':
+    config = name.with_suffix('.py')
+    if criterion == 'uniform':
+        cfg = load_config(args.config, args.cfg_options)
+        model = MODELS.build(cfg.model)
+        model.load_state_dict(load_checkpoint_file(args.checkpoint)['state_dict'])
+        pruner = GlobalPruner(model, LatencyTable.load(args.latency_table), **_groups(cfg))
+        gates = uniform_gates(
+            pruner.structure, dict(model.named_parameters()), pruner.cost, args.target,
+            pruner.group_sizes,
+        )  # fmt: skip
+        out.mkdir(parents=True, exist_ok=True)
+        return save_dense(cfg, model, pruner.structure, gates, name), 0
+    if not config.exists():
         # Baselines rank by their own scores alone; NViT's also knows what a unit costs.
         own = [] if criterion in ('nvit', 'paper') else ['--cost-weight', 0]
+        options = [f'{key}={value}' for key, value in args.cfg_options.items()]
         run_python(
             'tools/pruning/prune.py', args.config, args.checkpoint, '--target-latency',
             args.target, '--latency-table', args.latency_table, '--saliency', criterion, *own,
-            '--work-dir', out, '--cfg-options', f'randomness.seed={seed}', *args.cfg_options,
+            '--work-dir', out, '--cfg-options', f'randomness.seed={seed}',
+            'default_hooks.checkpoint.interval=1', *options,
         )  # fmt: skip
-        return name.with_suffix('.py')
-    cfg = load_config(args.config)
-    model = MODELS.build(cfg.model)
-    model.load_state_dict(load_checkpoint_file(args.checkpoint)['state_dict'])
-    pruner = GlobalPruner(model, LatencyTable.load(args.latency_table), **_groups(cfg))
-    gates = uniform_gates(
-        pruner.structure, dict(model.named_parameters()), pruner.cost, args.target,
-        pruner.group_sizes,
-    )  # fmt: skip
-    return save_dense(cfg, model, pruner.structure, gates, name)
+    return config, int(Path(find_resumable_checkpoint(str(out))).stem.rpartition('_')[2])
 
 
 def _groups(cfg: Config) -> dict:
@@ -251,48 +268,103 @@ def _groups(cfg: Config) -> dict:
     return dict(group_sizes=hooks[0].get('group_sizes')) if hooks else {}
 
 
+def fine_tune(args: argparse.Namespace, config: Path, epochs: int, seed: int) -> Path:
+    """Train a pruned model with a falling learning rate; its last checkpoint."""
+    cfg = load_config(str(config))
+    cfg.optim_wrapper.optimizer.lr = args.lr
+    cfg.param_scheduler = dict(type='WarmupCosineLR', warmup_epochs=0, min_lr_ratio=0.01)
+    cfg.train_cfg.max_epochs = epochs
+    recipe = config.with_name('tuned.py')
+    cfg.dump(recipe)
+    out = config.with_name('tuned')
+    run_python(
+        'tools/train.py', recipe, '--work-dir', out, '--resume', '--no-validate',
+        '--cfg-options', f'randomness.seed={seed}',
+    )  # fmt: skip
+    return out / f'epoch_{epochs}.pth'
+
+
 @torch.inference_mode()
-def forward_seconds(cfg: Config, batch_size: int) -> float:
-    model = MODELS.build(cfg.model).eval()
-    images = torch.rand(batch_size, 3, *model.backbone.img_size)
-    return median_seconds(lambda: model(images), 15, torch.device('cpu'))
+def latency_shares(args: argparse.Namespace, pruned: Config, full: Config) -> tuple[float, float]:
+    """Time of a pruned model as a share of the full one's: of the blocks, and of the whole."""
+    models = [MODELS.build(cfg.model).eval() for cfg in (pruned, full)]
+    images = torch.rand(args.batch_size, 3, *to_2tuple(models[0].backbone.img_size))
+    shapes = [model.backbone.pos_embed.shape[1:] for model in models]
+    tokens = [torch.rand(args.batch_size, *shape) for shape in shapes]
+
+    def blocks(number: int) -> None:
+        x = tokens[number]
+        for layer in models[number].backbone.layers:
+            x = layer(x)
+
+    def share(run) -> float:
+        # In turn, so that other work on the machine slows both alike
+        rounds = [
+            [time_module(lambda n=n: run(n), images.device, 2, 1, args.cpu_time)[0] for n in (0, 1)]
+            for _ in range(args.rounds)
+        ]
+        return statistics.median(small / large for small, large in rounds)
+
+    return share(blocks), share(lambda number: models[number](images))
+
+
+def compare_one(args: argparse.Namespace, full: Config, criterion: str, seed: int) -> dict:
+    """Results of one criterion and seed; kept in the work dir."""
+    out = Path(args.work_dir) / f'{criterion}-{seed}'
+    kept = out / 'results.json'
+    if kept.exists():
+        return json.loads(kept.read_text())
+    config, epochs = prune(args, criterion, seed, out)
+    if epochs >= args.epochs:
+        raise ConfigError(
+            f'{criterion}, seed {seed}: pruning took {epochs} epochs, which leaves none of '
+            f'--epochs {args.epochs} for fine-tuning; raise it, or prune faster'
+        )
+    tuned = fine_tune(args, config, args.epochs - epochs, seed)
+    cfg = load_config(str(config))
+    costs = LatencyTable.load(args.latency_table)
+    small, large = (ViTStructure(MODELS.build(c.model)).sizes for c in (cfg, full))
+    blocks, whole = latency_shares(args, cfg, full)
+    results = {
+        'predicted': total_cost(costs, small) / total_cost(costs, large),
+        'measured': blocks,
+        'whole model': whole,
+        'pruned': score(cfg, config.with_suffix('.pth')),
+        'fine-tuned': score(cfg, tuned),
+    }
+    write_atomically(json.dumps(results).encode(), kept)
+    return results
+
+
+def score(cfg: Config, checkpoint: Path | str) -> float:
+    """mAP of a re-ID model, top-1 accuracy of a classifier, percent."""
+    metrics = evaluate(cfg, str(checkpoint))
+    return metrics['reid/mAP' if 'reid/mAP' in metrics else 'accuracy/top1']
 
 
 def compare_criteria(args: argparse.Namespace) -> None:
-    full = load_config(args.config)
+    torch.set_num_threads(args.threads)
+    end = time.monotonic() + 60 * args.minutes
+    full = load_config(args.config, args.cfg_options)
     full.custom_hooks = []
-    seconds = forward_seconds(full, args.batch_size)
-    before = evaluate(full, args.checkpoint)['reid/mAP']
-    print(f'Before pruning: mAP {before:.1f} %, {1e3 * seconds:.1f} ms a batch')
-    table_ = LatencyTable.load(args.latency_table)
-    rows = [['criterion', 'predicted', 'measured', 'mAP pruned', 'mAP fine-tuned']]
-    for criterion in args.criteria:
-        columns = []
-        for seed in args.seeds:
-            out = Path(args.work_dir) / f'{criterion}-{seed}'
-            config = prune(args, criterion, seed, out)
-            run_python(
-                'tools/train.py', config, '--work-dir', out / 'tuned', '--resume', '--no-validate',
-                '--cfg-options', f'train_cfg.max_epochs={args.epochs}', f'randomness.seed={seed}',
-                f'optim_wrapper.optimizer.lr={args.lr}', *args.cfg_options,
-            )  # fmt: skip
-            cfg = load_config(str(config))
-            sizes = ViTStructure(MODELS.build(cfg.model)).sizes
-            whole = ViTStructure(MODELS.build(full.model)).sizes
-            columns.append(
-                (
-                    total_cost(table_, sizes) / total_cost(table_, whole),
-                    forward_seconds(cfg, args.batch_size) / seconds,
-                    evaluate(cfg, str(config.with_suffix('.pth')))['reid/mAP'],
-                    evaluate(cfg, str(out / f'tuned/epoch_{args.epochs}.pth'))['reid/mAP'],
-                )
-            )
-        cells = [spread(values) for values in zip(*columns)]
-        rows.append([criterion, *cells])
+    print(f'Before pruning: {score(full, args.checkpoint):.1f} %')
+    done: dict[str, list[dict]] = {criterion: [] for criterion in args.criteria}
+    for seed in args.seeds:
+        for criterion in args.criteria:
+            kept = (Path(args.work_dir) / f'{criterion}-{seed}/results.json').exists()
+            if kept or time.monotonic() < end:
+                done[criterion].append(compare_one(args, full, criterion, seed))
+    names = ('predicted', 'measured', 'whole model', 'pruned', 'fine-tuned')
+    rows = [['criterion', 'seeds', *names]]
+    for criterion, results in done.items():
+        cells = [spread([result[name] for result in results]) for name in names if results]
+        rows.append([criterion, str(len(results)), *(cells or ['-'] * len(names))])
     table(rows)
+    if any(len(results) < len(args.seeds) for results in done.values()):
+        print('The time is up; the same command goes on.')
 
 
-def spread(values: tuple[float, ...]) -> str:
+def spread(values: list[float]) -> str:
     digits = 1 if max(values) > 1 else 2
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f'{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}'

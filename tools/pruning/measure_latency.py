@@ -30,6 +30,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--compile', action='store_true', help='measure under torch.compile')
     parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='count the time that the CPU worked, with --threads 1: on a machine that others use',
+    )
+    parser.add_argument(
         '--raw', action='store_true', help='keep noise by which larger blocks are faster'
     )
     parser.add_argument(
@@ -45,6 +50,8 @@ def main() -> None:
     args = parse_args()
     if not args.out.endswith('.json'):
         raise ConfigError(f'--out {args.out} must be a .json file')
+    if args.cpu_time and (args.threads != 1 or args.device != 'cpu'):
+        raise ConfigError('--cpu-time needs --threads 1 and --device cpu')
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
@@ -59,6 +66,7 @@ def main() -> None:
         separable=not args.whole_blocks,
         repeats=args.repeats,
         compile=args.compile,
+        cpu_time=args.cpu_time,
     )
     info = table.info
     print(

@@ -52,9 +52,17 @@ def grid_axes(sizes: Sizes, points: int = 4, mlp_points: int = 6) -> dict[str, l
 
 
 def time_module(
-    run: Callable[[], object], device: torch.device, repeats: int = 30, warmup: int = 5
+    run: Callable[[], object],
+    device: torch.device,
+    repeats: int = 30,
+    warmup: int = 5,
+    cpu_time: bool = False,
 ) -> tuple[float, float]:
-    """Median seconds of a call, and their spread: the quartiles' distance over the median."""
+    """Median seconds of a call, and their spread: the quartiles' distance over the median.
+
+    With ``cpu_time``, seconds that a CPU worked, whatever else it did in between.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
     for _ in range(warmup):
         run()
     seconds = []
@@ -68,9 +76,9 @@ def time_module(
             seconds.append(start.elapsed_time(end) / 1e3)
     else:
         for _ in range(repeats):
-            begin = time.perf_counter()
+            begin = clock()
             run()
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(clock() - begin)
     lower, median, upper = statistics.quantiles(seconds, n=4)
     return median, (upper - lower) / median
 
@@ -86,6 +94,7 @@ def measure_latency(
     repeats: int = 30,
     warmup: int = 5,
     compile: bool = False,
+    cpu_time: bool = False,
 ) -> LatencyTable:
     """Measure the time of one block at every point of a grid.
 
@@ -100,6 +109,8 @@ def measure_latency(
         repeats (int): Runs at each point, of which the median counts.
         warmup (int): Runs before.
         compile (bool): Measure under ``torch.compile``.
+        cpu_time (bool): Count the time that the CPU worked: what one thread takes on a machine of
+            its own, measured on one that others use.
 
     Returns:
         LatencyTable: Its ``info`` names device, versions and settings, the median ``spread`` of
@@ -119,7 +130,7 @@ def measure_latency(
         module = module.eval().to(device=device, dtype=dtype)
         x = torch.randn(batch_size, num_tokens, emb, device=device, dtype=dtype)
         forward = torch.compile(module) if compile else module
-        median, spread = time_module(lambda: forward(x), device, repeats, warmup)
+        median, spread = time_module(lambda: forward(x), device, repeats, warmup, cpu_time)
         spreads.append(spread)
         return median
 
