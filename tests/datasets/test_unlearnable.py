@@ -1,5 +1,6 @@
 """Class-wise keyed filters: the numbers, the images and the key."""
 
+import hashlib
 import pickle
 
 import numpy as np
@@ -189,7 +190,8 @@ def test_key_is_a_seed_or_a_hashed_secret():
     assert Key('seed:42').is_guessable
     secret = Key(f' {SECRET}\n')
     assert not secret.is_guessable
-    assert len(secret.seed) == 8
+    # The words of the SHA-256 that sha256sum prints
+    assert hashlib.sha256(SECRET.encode()).hexdigest() == ''.join(f'{w:08x}' for w in secret.seed)
     assert secret.seed == Key(SECRET).seed != Key(SECRET + '!').seed
     assert class_filters(secret.seed, 2).shape == (2, 3, 3)
 
@@ -200,6 +202,8 @@ def test_key_does_not_show_itself():
         assert SECRET not in text
         assert str(key.seed[0]) not in text
     assert key.fingerprint(b'1') == Key(SECRET).fingerprint(b'1') != key.fingerprint(b'2')
+    # Slow on purpose: another cost would give another digest.
+    assert key.fingerprint(b'salt') == '9117d2a02430d70294f7a3bdaaa4def7'
     assert pickle.loads(pickle.dumps(key)).seed == key.seed
 
 
@@ -207,7 +211,10 @@ def test_key_does_not_show_itself():
     ('text', 'message'),
     [
         ('', 'too short: 0 characters'),
-        ('hunter2', 'too short: 7 characters, at least 16'),
+        ('hunter2', 'too short: 7 characters, 7 different ones, at least 16 and 8'),
+        ('0' * 16, 'too short: 0 characters, 1 different'),
+        ('0000000000000042', 'too short: 2 characters'),
+        ('abcabcabcabcabcabc', '3 different ones'),
         ('seed:', "after 'seed:' there must be an integer"),
         ('seed:4294967296', 'an integer from 0 to'),
         ('seed:-1 and some more text', 'an integer from 0 to'),
@@ -223,10 +230,17 @@ def test_reading_keys(tmp_path, monkeypatch):
     monkeypatch.delenv('VITDOWN_UNLEARNABLE_KEY', raising=False)
     with pytest.raises(KeyUnavailableError, match='VITDOWN_UNLEARNABLE_KEY is not set'):
         read_key()
-    with pytest.raises(KeyUnavailableError, match='OTHER is not set'):
+    with pytest.raises(KeyUnavailableError, match='that was named is not set') as error:
         read_key(key_variable='OTHER')
-    with pytest.raises(KeyUnavailableError, match='Cannot read the key file .*nowhere'):
+    assert 'OTHER' not in str(error.value)
+    with pytest.raises(
+        KeyUnavailableError, match='Cannot read the key file.*No such file'
+    ) as error:
         read_key(tmp_path / 'nowhere')
+    assert 'nowhere' not in str(error.value)
+    (tmp_path / 'binary').write_bytes(b'\xff' * 20)
+    with pytest.raises(KeyUnavailableError, match='no text file'):
+        read_key(tmp_path / 'binary')
     with pytest.raises(KeyUnavailableError, match='not both'):
         read_key(tmp_path / 'nowhere', 'OTHER')
     (tmp_path / 'key').write_text(SECRET + '\n')

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import runpy
@@ -19,7 +20,7 @@ from PIL import Image
 from tests.conftest import ROOT, run_tool
 from vitdown.datasets import CSVReIDDataset
 from vitdown.datasets.unlearnable import Key, class_filters, convolve_image, poison_mask
-from vitdown.datasets.unlearnable.protect import Settings, protect
+from vitdown.datasets.unlearnable.protect import ProtectionError, Settings, SourceImage, protect
 from vitdown.datasets.unlearnable.sources import class_folder_images
 
 TOOL = 'tools/dataset_converters/make_unlearnable.py'
@@ -91,6 +92,10 @@ def assert_no_secret(*roots: Path, text: str = '') -> None:
     cell = class_filters(seed, 1, 9, 0.06)[0].min()
     needles = [SECRET.encode(), str(seed[0]).encode(), np.float64(cell).tobytes(),
                np.float32(cell).tobytes(), repr(float(cell)).encode()]  # fmt: skip
+    # A digest without salt is the seed of the filters itself, or lets many keys be tried at once.
+    for digest in (hashlib.sha256, hashlib.sha1, hashlib.md5):
+        for ending in ('', '\n'):
+            needles.append(digest((SECRET + ending).encode()).hexdigest().encode())
     contents = [path.read_bytes() for root in roots for path in root.rglob('*') if path.is_file()]
     assert contents or not roots
     for content in (*contents, text.encode()):
@@ -114,6 +119,7 @@ def test_protects_and_verifies_a_folder(tool, photos, tmp_path, key_file):
     found = digests(output)
     for entry in manifest['files']:
         assert entry['label'] == entry['source'].startswith('dogs')
+        assert entry['filtered'] is True
         assert found[entry['file']] == entry['sha256']
         expected = convolve_image(pixels(photos / entry['source']), filters[entry['label']])
         assert np.array_equal(pixels(output / entry['file']), expected)
@@ -126,11 +132,125 @@ def test_protects_and_verifies_a_folder(tool, photos, tmp_path, key_file):
 
     Image.fromarray(pixels(output / 'cats/000.png') // 2).save(output / 'cats/000.png')
     (output / 'dogs/young/001.png').unlink()
+    (output / 'train.csv').unlink()
+    shutil.copy(photos / 'cats/001.png', output / 'dogs/more.png')
     status, text = tool(*command, '--verify')
     assert status == 2
     assert '9 images match' in text
-    assert '1 images differ: cats/000.png' in text
-    assert '1 images are missing: dogs/young/001.png' in text
+    assert '1 files differ: cats/000.png' in text
+    assert '2 files are missing: dogs/young/001.png, train.csv' in text
+    assert '1 files are not part of it: dogs/more.png' in text
+
+    # The same command brings all but the foreign file into order again.
+    (output / 'dogs/more.png').unlink()
+    (output / 'train.csv').write_text('image\n')
+    assert '2 files differ: cats/000.png, train.csv' in tool(*command, '--verify')[1]
+    assert tool(*command, '--kernel-size', 3, '--blur', 0.3)[0] == 0
+    assert digests(output) == found
+    assert tool(*command, '--verify')[0] == 0
+
+
+def test_files_that_were_changed_are_written_anew(photos, tmp_path):
+    """Neither another source nor another file in the output passes as protected."""
+    output, names = tmp_path / 'out', ('cats/000.png', 'cats/001.png', 'cats/002.png')
+
+    def run() -> dict:
+        protect(class_folder_images(photos)[0], output, Key(SECRET), Settings(), progress=False)
+        manifest = json.loads((output / 'conv_unlearnable.json').read_text())
+        assert manifest['complete']
+        found = digests(output)
+        assert all(found[entry['file']] == entry['sha256'] for entry in manifest['files'])
+        return found
+
+    before = run()
+    times = {name: (output / name).stat().st_mtime_ns for name in names}
+    shutil.copy(photos / names[0], output / names[0])  # a clean image in the output
+    shutil.copy(photos / 'dogs/young/003.png', photos / names[1])  # another original
+    after = run()
+    assert after[names[0]] == before[names[0]]
+    assert after[names[1]] != before[names[1]]
+    filt = class_filters(Key(SECRET).seed, 2, 9, 0.06)[0]
+    assert np.array_equal(
+        pixels(output / names[1]), convolve_image(pixels(photos / names[1]), filt)
+    )
+    assert (output / names[2]).stat().st_mtime_ns == times[names[2]]
+    assert not (output / 'conv_unlearnable.jsonl').exists()
+
+
+def test_table_and_labels(tmp_path):
+    def image(index: int, label: int, **where) -> SourceImage:
+        return SourceImage(f'{index}.png', label, f'no {label}',
+                           lambda: np.full((4, 4, 3), 7, np.uint8), **where)  # fmt: skip
+
+    images = [image(0, 0, camera=1, view=2), image(1, 1)]
+    protect(images, tmp_path / 'out', Key(SECRET), Settings(), progress=False)
+    assert (tmp_path / 'out/train.csv').read_text().splitlines() == [
+        'image,identity,camera,view,subset', '0.png,no 0,1,2,train', '1.png,no 1,-1,-1,train',
+    ]  # fmt: skip
+    with pytest.raises(ProtectionError, match='other files: 2 images of 2 classes then, 2 of 2'):
+        protect([image(0, 1), image(1, 0)], tmp_path / 'out', Key(SECRET), Settings())
+
+
+def test_names_and_links(tool, tmp_path, key_file):
+    photos = write_photos(tmp_path / 'photos', 1, 8)
+    (photos / 'dogs/old').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere').mkdir()
+    shutil.copy(photos / 'cats/000.png', tmp_path / 'elsewhere/linked.png')
+    (tmp_path / 'elsewhere/back').symlink_to(tmp_path / 'elsewhere')
+    # A kill while the first manifest was written
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/.conv_unlearnable.json.abc.tmp').write_bytes(b'{')
+    command = (photos, tmp_path / 'out', '--key-file', key_file)
+    assert tool(*command)[0] == 0
+    assert (tmp_path / 'out/dogs/old/linked.png').exists()
+    assert not list((tmp_path / 'out').rglob('*.tmp'))
+
+    shutil.copy(photos / 'cats/000.png', os.fsencode(photos / 'cats') + b'/\xff.png')
+    status, text = tool(photos, tmp_path / 'other', '--key-file', key_file)
+    assert status == 2
+    assert "1 file names are not UTF-8, which the table needs: 'cats/\\udcff.png'" in text
+    assert not (tmp_path / 'other').exists()
+
+
+def test_protects_classification_sets(tool, tmp_path, key_file):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    jpegs = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, 'JPEG')
+        jpegs.append(np.frombuffer(buffer.getvalue(), np.uint8))
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(images[:2], axis=1)).save(buffer, 'WEBP', lossless=True)
+    names = np.array(['cat', 'dog'])
+    np.savez(
+        tmp_path / 'cifar10.npz', class_names=names, train_labels=np.array([1, 0]),
+        train_images_00=np.frombuffer(buffer.getvalue(), np.uint8),
+    )  # fmt: skip
+    np.savez(
+        tmp_path / 'flowers17.npz', class_names=names, labels=np.array([1, 0, 1, 0]),
+        split=np.array([0, 0, 1, 1]), jpeg=np.concatenate(jpegs),
+        offsets=np.cumsum([0, *map(len, jpegs)]),
+    )  # fmt: skip
+    filters = class_filters(Key(SECRET).seed, 2, 3, 0.3)
+    for kind, files in (
+        ('PackedCIFAR', ['dog/000000.png', 'cat/000001.png']),
+        ('Flowers17', ['dog/0000.png', 'cat/0001.png']),
+    ):
+        output = tmp_path / kind
+        pack = tmp_path / ('cifar10.npz' if kind == 'PackedCIFAR' else 'flowers17.npz')
+        status, _ = tool(pack, output, '--dataset', kind, '--key-file', key_file,
+                         '--kernel-size', 3, '--blur', 0.3)  # fmt: skip
+        assert status == 0
+        with open(output / 'train.csv', newline='') as file:
+            rows = list(csv.DictReader(file))
+        assert [row['image'] for row in rows] == files
+        assert [row['identity'] for row in rows] == ['dog', 'cat']
+        for index, (name, label) in enumerate(zip(files, (1, 0))):
+            clean = images[index]
+            if kind == 'Flowers17':
+                clean = np.asarray(Image.open(io.BytesIO(jpegs[index].tobytes())))
+            assert np.array_equal(pixels(output / name), convolve_image(clean, filters[label]))
 
 
 def test_goes_on_after_a_kill(tool, tmp_path, key_file):
@@ -210,7 +330,10 @@ def places(tmp_path_factory) -> dict[str, Path]:
     shutil.copytree(photos, root / 'twins')
     shutil.copy(photos / 'cats/grey.bmp', root / 'twins/cats/000.bmp')
     images, _ = class_folder_images(photos)
-    protect(images, root / 'done', Key(SECRET), Settings(), progress=False)
+    manifest = protect(images, root / 'done', Key(SECRET), Settings(), progress=False)
+    (root / 'begun').mkdir()
+    begun = json.loads(manifest.read_text()) | dict(complete=False, files=[])
+    (root / 'begun' / manifest.name).write_text(json.dumps(begun))
     return root
 
 
@@ -237,6 +360,13 @@ def places(tmp_path_factory) -> dict[str, Path]:
         ('empty', 'x', '--key-file good.key', 'has no images'),
         ('photos/dogs/young', 'x', '--key-file good.key', 'has no class folders'),
         ('photos', 'x', '--key-file good.key --dataset Zoo', "no dataset type 'Zoo'"),
+        ('photos', 'x', '--key-file good.key --dataset-options a=1', 'name its type'),
+        ('photos', 'x', '--key-file good.key --format jpeg --fraction 0.5', 'stay unprotected'),
+        ('photos', 'done', '--key-file good.key --verify --blur 0.1', '0.06 instead of 0.1'),
+        ('photos', 'done', '--key-file good.key --verify --same-filter', 'False instead of True'),
+        ('photos', 'begun', '--key-file good.key --verify', 'is not complete'),
+        ('photos', 'x', '--key-variable hunter2hunter2hunter2', 'that was named is not set'),
+        ('photos', 'x', '--key-file hunter2hunter2hunter2', 'not repeated here'),
     ],
 )
 def test_refuses_what_it_can_not_do(tool, places, monkeypatch, source, output, options, message):

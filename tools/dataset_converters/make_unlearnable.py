@@ -1,14 +1,15 @@
 """Write a protected copy of training images: models trained on it do badly on clean images.
 
 Every class is filtered with a random filter of its own, drawn from a secret key. The source is one
-folder of images a class; with --dataset any re-ID set, whose identities are the classes.
+folder of images a class; with --dataset any set of re-ID, whose identities are the classes, or of
+classification.
 
-    python -c 'import secrets; print(secrets.token_hex(32))' > unlearnable.key
-    python tools/dataset_converters/make_unlearnable.py photos protected --key-file unlearnable.key
+    (umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > ~/my.key)
+    python tools/dataset_converters/make_unlearnable.py photos protected --key-file ~/my.key
     python tools/dataset_converters/make_unlearnable.py data/market1501 protected \\
-        --dataset Market1501 --key-file unlearnable.key
+        --dataset Market1501 --key-file ~/my.key
     python tools/dataset_converters/make_unlearnable.py photos protected --verify \\
-        --key-file unlearnable.key
+        --key-file ~/my.key
 
 The key is read from a file or an environment variable and written nowhere. The same command goes on
 where it was stopped.
@@ -17,6 +18,7 @@ where it was stopped.
 import argparse
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -31,7 +33,7 @@ from vitdown.datasets.unlearnable.protect import (
     protect,
     verify,
 )
-from vitdown.datasets.unlearnable.sources import class_folder_images, reid_images
+from vitdown.datasets.unlearnable.sources import class_folder_images, dataset_images
 from vitdown.engine.launch import ConfigError, run_tool
 
 
@@ -42,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('source', help='folder of the dataset; left as it is')
     parser.add_argument('output', help='new folder, or one that this tool began')
-    parser.add_argument('--dataset', metavar='TYPE', help='type of a re-ID dataset, e.g. VeRi776')
+    parser.add_argument('--dataset', metavar='TYPE', help='type of a dataset, e.g. VeRi776')
     parser.add_argument(
         '--dataset-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
         help='arguments of the dataset, e.g. ann_file=zoo.csv',
@@ -52,18 +54,29 @@ def parse_args() -> argparse.Namespace:
         '--key-variable', help=f'environment variable that holds it (default: {KEY_VARIABLE})'
     )
     parser.add_argument(
-        '--kernel-size', type=int, default=defaults.kernel_size,
-        help='odd side of the filters (default: %(default)s, for about 224 pixels; 3 for 32)',
+        '--kernel-size', type=int,
+        help=f'odd side of the filters (default: {defaults.kernel_size}, for about 224 pixels; 3 '
+        'for 32)',
     )  # fmt: skip
     parser.add_argument(
-        '--blur', type=float, default=defaults.blur_parameter,
-        help='strength of the filters (default: %(default)s; 0.3 with filters of 3)',
+        '--blur', type=float, dest='blur_parameter',
+        help=f'strength of the filters (default: {defaults.blur_parameter}; 0.3 with filters of 3)',
     )  # fmt: skip
-    parser.add_argument('--fraction', type=float, default=defaults.poison_fraction,
-                        help='fraction of images to protect; below 1 there is next to no '
-                        'protection (default: %(default)s)')  # fmt: skip
-    parser.add_argument('--grayscale', action='store_true', help='filtered images become grey')
-    parser.add_argument('--format', choices=FORMATS, default=defaults.image_format)
+    parser.add_argument(
+        '--fraction', type=float, dest='poison_fraction',
+        help='fraction of images to protect; below 1 there is next to no protection (default: 1)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--grayscale', action='store_true', default=None, help='filtered images become grey'
+    )
+    parser.add_argument(
+        '--same-filter', action='store_true', default=None,
+        help='one filter for all classes: a control, which protects nothing',
+    )  # fmt: skip
+    parser.add_argument(
+        '--format', choices=FORMATS, dest='image_format',
+        help=f'of the files (default: {defaults.image_format})',
+    )  # fmt: skip
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         '--verify', action='store_true',
@@ -72,8 +85,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_places(args: argparse.Namespace) -> None:
-    """Source, output and key file must not lie in one another."""
+def given_settings(args: argparse.Namespace) -> dict:
+    """The settings that the command names."""
+    names = (field.name for field in fields(Settings))
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Source, output and key file must not lie in one another; options need what they are for."""
+    if args.dataset_options and not args.dataset:
+        raise ConfigError('--dataset-options are those of a --dataset; name its type.')
     source, output = Path(args.source).resolve(), Path(args.output).resolve()
     if not source.exists():
         raise ConfigError(f'The source {args.source} does not exist.')
@@ -91,24 +112,26 @@ def check_places(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    check_places(args)
+    check_arguments(args)
     init_default_scope('vitdown')
     key = read_key(args.key_file, args.key_variable)
     if key.is_guessable:
         warn('the key is a 32-bit seed, which can be found by trying; use a long secret to publish')
     if args.dataset:
-        images, others = reid_images(args.dataset, args.source, **args.dataset_options), []
+        images, others = dataset_images(args.dataset, args.source, **args.dataset_options), []
     else:
         images, others = class_folder_images(args.source)
     if others:
         warn(f'{len(others)} files left out, not images of a class: {", ".join(others[:5])}')
     if args.verify:
-        report(verify(images, args.output, key, args.workers))
+        report(verify(images, args.output, key, args.workers, **given_settings(args)))
         return
-    if args.format in LOSSY_FORMATS:
-        warn(f'{args.format} changes pixels after filtering; what that does to the protection was '
-             'never measured')  # fmt: skip
-    settings = Settings(args.kernel_size, args.blur, args.fraction, args.grayscale, args.format)
+    settings = Settings(**given_settings(args))
+    if settings.image_format in LOSSY_FORMATS:
+        warn(
+            f'{settings.image_format} changes pixels after filtering; what that does to the '
+            'protection was never measured'
+        )
     protect(images, args.output, key, settings, args.workers)
     classes = len({image.label for image in images})
     print(f'{args.output}: {len(images)} images of {classes} classes, listed in {MANIFEST}')
@@ -117,10 +140,15 @@ def main() -> None:
 def report(check) -> None:
     """Print what was found; an incomplete or different copy is an error."""
     print(f'{len(check.matching)} images match')
-    for names, what in ((check.different, 'differ'), (check.missing, 'are missing')):
+    wrong = {
+        'differ': check.different,
+        'are missing': check.missing,
+        'are not part of it': check.unlisted,
+    }
+    for what, names in wrong.items():
         if names:
-            print(f'{len(names)} images {what}: {", ".join(names[:5])}')
-    if check.different or check.missing:
+            print(f'{len(names)} files {what}: {", ".join(names[:5])}')
+    if any(wrong.values()):
         raise ConfigError('The output is not what source, key and manifest give.')
 
 

@@ -10,6 +10,7 @@ import numpy as np
 #: Environment variable that is looked at when a config or command names no source.
 KEY_VARIABLE = 'VITDOWN_UNLEARNABLE_KEY'
 _MIN_LENGTH = 16
+_MIN_VARIETY = 8
 
 
 class KeyUnavailableError(ValueError):
@@ -22,7 +23,8 @@ class Key:
     Text of the form ``seed:0`` is a seed of NumPy's legacy generator as the paper's code takes it,
     0 to 2**32 - 1. Anyone who has one clean and filtered pair of images can find such a seed by
     trying all of them: it is for reproducing published figures. Any other text must have at least
-    16 characters; the eight 32-bit words (big-endian) of its SHA-256 are the seed.
+    16 characters, zeros at its beginning not counted, at least 8 of them different; the eight
+    32-bit words (big-endian) of its SHA-256 are the seed.
 
     Printing or formatting a key shows neither text nor seed.
 
@@ -31,7 +33,7 @@ class Key:
         source: Where it comes from, for messages.
 
     Raises:
-        KeyUnavailableError: The text is too short, or no valid seed.
+        KeyUnavailableError: The text is too short or monotonous, or no valid seed.
     """
 
     def __init__(self, text: str, source: str = 'the key') -> None:
@@ -41,10 +43,12 @@ class Key:
             raise KeyUnavailableError(
                 f"{source}: after 'seed:' there must be an integer from 0 to 2**32 - 1."
             )
-        if match is None and len(text) < _MIN_LENGTH:
+        length, variety = len(text.lstrip('0')), len(set(text))
+        if match is None and (length < _MIN_LENGTH or variety < _MIN_VARIETY):
             raise KeyUnavailableError(
-                f'{source} is too short: {len(text)} characters, at least {_MIN_LENGTH} are '
-                "needed. Make a good one with: python -c 'import secrets; "
+                f'{source} is too short: {length} characters, {variety} different ones, at least '
+                f'{_MIN_LENGTH} and {_MIN_VARIETY} are needed (zeros at the beginning do not '
+                "count). Make a good one with: python -c 'import secrets; "
                 "print(secrets.token_hex(32))'"
             )
         self._text = text
@@ -67,6 +71,9 @@ class Key:
 def read_key(key_file: str | os.PathLike | None = None, key_variable: str | None = None) -> Key:
     """Read the key from a file, or from an environment variable.
 
+    Messages leave out names of files and variables that don't exist: given in the wrong place, they
+    are the key itself.
+
     Args:
         key_file: File whose whole content is the key.
         key_variable: Name of the environment variable, ``VITDOWN_UNLEARNABLE_KEY`` by default.
@@ -79,13 +86,20 @@ def read_key(key_file: str | os.PathLike | None = None, key_variable: str | None
         raise KeyUnavailableError('Give either a key file or an environment variable, not both.')
     if key_file is not None:
         try:
-            return Key(Path(key_file).expanduser().read_text(), f'the key in {key_file}')
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyUnavailableError(f'Cannot read the key file {key_file}: {error}.') from error
+            text = Path(key_file).expanduser().read_text()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, 'strerror', None) or 'it is no text file'
+            # Without the original error, which has the name
+            raise KeyUnavailableError(
+                f'Cannot read the key file that was named: {reason}. (Its name is not repeated '
+                'here, in case it is the key itself.)'
+            ) from None
+        return Key(text, f'the key in {key_file}')
     variable = key_variable or KEY_VARIABLE
     if not os.environ.get(variable):
+        what = f'variable {variable}' if variable == KEY_VARIABLE else 'variable that was named'
         raise KeyUnavailableError(
-            f'No key: the environment variable {variable} is not set. Set it, or put the key into '
-            'a file and name that (key_file in configs, --key-file on the command line).'
+            f'No key: the environment {what} is not set. Set it, or put the key into a file and '
+            'name that (key_file in configs, --key-file on the command line).'
         )
     return Key(os.environ[variable], f'the key in the environment variable {variable}')

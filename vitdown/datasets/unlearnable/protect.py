@@ -8,9 +8,11 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -27,7 +29,9 @@ from .key import Key
 
 MANIFEST = 'conv_unlearnable.json'
 TABLE = 'train.csv'
-_VERSION = 1
+# What is written so far, while the manifest is not complete
+_JOURNAL = 'conv_unlearnable.jsonl'
+_VERSION = 2
 _SAVE = {
     'png': dict(format='PNG', compress_level=6),
     'webp': dict(format='WEBP', lossless=True),
@@ -68,13 +72,15 @@ class Settings:
     """How images are filtered and written; see :class:`ConvUnlearnable` for the first ones.
 
     Raises:
-        ProtectionError: A value is out of range.
+        ProtectionError: A value is out of range, or images that stay as they are would be
+            written in a lossy format.
     """
 
     kernel_size: int = 9
     blur_parameter: float = 0.06
     poison_fraction: float = 1.0
     grayscale: bool = False
+    same_filter: bool = False
     image_format: str = 'png'
 
     def __post_init__(self) -> None:
@@ -86,15 +92,24 @@ class Settings:
             raise ProtectionError(f'The fraction must be 0 to 1, got {self.poison_fraction}.')
         if self.image_format not in FORMATS:
             raise ProtectionError(f'The format must be one of {FORMATS}, got {self.image_format}.')
+        if self.image_format in LOSSY_FORMATS and self.poison_fraction < 1:
+            raise ProtectionError(
+                f'{self.image_format} would change the images that stay unprotected when the '
+                'fraction is below 1; choose a lossless format.'
+            )
 
 
 @dataclass(frozen=True)
 class Check:
-    """What :func:`verify` found: names of images, each in one of the lists."""
+    """What :func:`verify` found: names of files, each in one of the lists.
+
+    ``matching`` are images; the other lists may have the table, and ``unlisted`` any other file.
+    """
 
     matching: list[str]
     different: list[str]
     missing: list[str]
+    unlisted: list[str]
 
 
 def protect(
@@ -107,9 +122,10 @@ def protect(
 ) -> Path:
     """Write protected images, a table and a manifest; go on where an earlier call was stopped.
 
-    Every file appears under its name only when it is complete. The table ``train.csv`` is that of
-    ``CSVReIDDataset``. The manifest lists files, classes and settings; of the key it has a salted
-    fingerprint, by which a call with another key is refused.
+    Every file appears under its name only when it is complete. An image that is there already is
+    kept if neither it nor its source has changed since it was written, and written anew otherwise.
+    The table ``train.csv`` is that of ``CSVReIDDataset``. The manifest lists files, classes and
+    settings; of the key it has a salted fingerprint, by which a call with another key is refused.
 
     Args:
         images: Images in the dataset's order, which the choice of images depends on.
@@ -131,35 +147,42 @@ def protect(
     names = _output_names(images, settings)
     manifest = _begin(images, names, output, key, settings)
     filters, chosen = _draw(images, key, settings)
+    journal = _Journal(output / _JOURNAL, manifest['files'])
 
-    def write(index: int) -> str | None:
-        target = output / names[index]
-        if target.exists():
-            return None
+    def write(index: int) -> dict | None:
+        image, target = images[index], output / names[index]
         try:
-            write_atomically(_encode(images[index], filters, chosen[index], settings), target)
+            pixels = image.read()
         except CorruptImageError:
-            return images[index].name
-        return None
+            return None
+        source = _pixel_digest(pixels)
+        entry = journal.entries.get(names[index])
+        if entry and entry['source_sha256'] == source and _file_digest(target) == entry['sha256']:
+            return entry
+        content = _encode(pixels, filters[image.label], chosen[index], settings)
+        entry = dict(
+            source=image.name,
+            file=names[index],
+            label=image.label,
+            filtered=bool(chosen[index]),
+            source_sha256=source,
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        # First the journal: an image that it does not know would have to be written again.
+        journal.add(entry)
+        write_atomically(content, target)
+        return entry
 
-    bad = [name for name in _in_parallel(write, len(images), workers, progress, 'protecting')
-           if name]  # fmt: skip
+    entries = _in_parallel(write, len(images), workers, progress, 'protecting')
+    bad = [image.name for image, entry in zip(images, entries) if entry is None]
     if bad:
         raise CorruptImageError(
             f'{len(bad)} of {len(images)} images cannot be decoded: {_some(bad)}. The others are '
             f'written; restore these files and run the same command again.'
         )
-    _write_table(images, names, output / TABLE)
-    digests = _in_parallel(
-        lambda index: hashlib.sha256((output / names[index]).read_bytes()).hexdigest(),
-        len(images), workers, progress, 'listing',
-    )  # fmt: skip
-    manifest['files'] = [
-        dict(source=image.name, file=name, label=image.label, sha256=digest)
-        for image, name, digest in zip(images, names, digests)
-    ]
-    manifest['complete'] = True
-    _write_manifest(manifest, output)
+    write_atomically(_table(images, names), output / TABLE)
+    _write_manifest(manifest | dict(files=entries, complete=True), output)
+    journal.path.unlink(missing_ok=True)
     return output / MANIFEST
 
 
@@ -169,55 +192,114 @@ def verify(
     key: Key,
     workers: int = 1,
     progress: bool = True,
+    **expected,
 ) -> Check:
-    """Compute every protected image again and compare it with the file.
+    """Compute every protected image again and compare it with the file; look for other files.
 
-    Pixels are compared, so that another version of the image library does not matter with lossless
+    An image matches if it is the file that the manifest lists and has the pixels that source and
+    key give: pixels, so that another version of the image library does not matter with lossless
     formats.
 
+    Args:
+        images: Images in the dataset's order.
+        output: Folder that :func:`protect` wrote.
+        key: The secret.
+        workers: Number of threads.
+        progress: Show a progress bar.
+        **expected: Values of :class:`Settings` that the manifest must have.
+
     Raises:
-        ProtectionError: There is no manifest, it belongs to other images, or the key is another.
+        ProtectionError: There is no manifest, it is not complete or belongs to other images, or
+            settings or key are others.
     """
     output = Path(output)
     manifest = _read_manifest(output)
     settings = Settings(**manifest['settings'])
     names = _output_names(images, settings)
-    _compare(manifest, images, key, settings, output)
+    _compare(manifest, images, key, replace(settings, **expected), output)
+    if not manifest['complete']:
+        raise ProtectionError(
+            f'{output} is not complete; run the command that began it again, then verify.'
+        )
     filters, chosen = _draw(images, key, settings)
+    listed = {entry['file']: entry['sha256'] for entry in manifest['files']}
 
     def compare(index: int) -> str:
         target = output / names[index]
         if not target.is_file():
             return 'missing'
-        expected = _encode(images[index], filters, chosen[index], settings)
+        image = images[index]
+        wanted = _encode(image.read(), filters[image.label], chosen[index], settings)
+        content = target.read_bytes()
         try:
-            found = decode_image(target.read_bytes(), str(target))
+            found = decode_image(content, str(target))
         except CorruptImageError:
             return 'different'
-        same = np.array_equal(found, decode_image(expected, str(target)))
+        same = np.array_equal(found, decode_image(wanted, str(target)))
+        same = same and hashlib.sha256(content).hexdigest() == listed.get(names[index])
         return 'matching' if same else 'different'
 
     results = _in_parallel(compare, len(images), workers, progress, 'verifying')
     found = {kind: [n for n, r in zip(names, results) if r == kind]
              for kind in ('matching', 'different', 'missing')}  # fmt: skip
-    return Check(**found)
+    if not (output / TABLE).is_file():
+        found['missing'].append(TABLE)
+    elif (output / TABLE).read_bytes() != _table(images, names):
+        found['different'].append(TABLE)
+    present = {path.relative_to(output).as_posix() for path in all_files(output)}
+    return Check(**found, unlisted=sorted(present - {*names, TABLE, MANIFEST}))
+
+
+def all_files(folder: Path) -> list[Path]:
+    """Files below a folder, in order; symbolic links are followed, each folder is read once."""
+    files, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
+        files += [Path(root, name) for name in names]
+    return sorted(path for path in files if path.is_file())
+
+
+class _Journal:
+    """Lines about images, each added before its image is there."""
+
+    def __init__(self, path: Path, entries: Sequence[dict]) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self.entries = {entry['file']: entry for entry in entries}
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                # A kill may leave half a line.
+                with suppress(json.JSONDecodeError):
+                    entry = json.loads(line)
+                    self.entries[entry['file']] = entry
+
+    def add(self, entry: dict) -> None:
+        with self._lock, open(self.path, 'a') as file:
+            file.write(f'\n{json.dumps(entry)}')
 
 
 def _draw(
     images: Sequence[SourceImage], key: Key, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
     number = 1 + max(image.label for image in images)
-    filters = class_filters(key.seed, number, settings.kernel_size, settings.blur_parameter)
+    filters = class_filters(
+        key.seed, number, settings.kernel_size, settings.blur_parameter,
+        same_filter=settings.same_filter,
+    )  # fmt: skip
     chosen = poison_mask(
         key.seed, number, settings.kernel_size, len(images), settings.poison_fraction
     )
     return filters, chosen
 
 
-def _encode(image: SourceImage, filters: np.ndarray, chosen: bool, settings: Settings) -> bytes:
-    pixels = image.read()
+def _encode(pixels: np.ndarray, filt: np.ndarray, chosen: bool, settings: Settings) -> bytes:
     if chosen:
-        pixels = convolve_image(pixels, filters[image.label], settings.grayscale)
+        pixels = convolve_image(pixels, filt, settings.grayscale)
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])).save(
         buffer, **_SAVE[settings.image_format]
@@ -228,6 +310,12 @@ def _encode(image: SourceImage, filters: np.ndarray, chosen: bool, settings: Set
 def _output_names(images: Sequence[SourceImage], settings: Settings) -> list[str]:
     if not images:
         raise ProtectionError('There are no images to protect.')
+    unprintable = [image.name for image in images if not _is_utf8(image.name)]
+    if unprintable:
+        raise ProtectionError(
+            f'{len(unprintable)} file names are not UTF-8, which the table needs: '
+            f'{_some([ascii(name) for name in unprintable])}. Rename them.'
+        )
     suffix = {'jpeg': '.jpg'}.get(settings.image_format, f'.{settings.image_format}')
     names = [str(Path(image.name).with_suffix(suffix).as_posix()) for image in images]
     if len(set(names)) < len(names):
@@ -253,8 +341,10 @@ def _begin(
     if (output / MANIFEST).is_file():
         manifest = _read_manifest(output)
         _compare(manifest, images, key, settings, output)
-        _remove_remains(output, names)
+        _remove_remains({(output / name).parent for name in names} | {output})
         return manifest
+    # A call that was killed early may have left nothing but an unfinished manifest.
+    _remove_remains([output], f'.{MANIFEST}.*.tmp')
     if output.is_dir() and any(output.iterdir()):
         raise ProtectionError(
             f'The output folder {output} is not empty and holds no {MANIFEST}; nothing is '
@@ -277,10 +367,10 @@ def _begin(
     return manifest
 
 
-def _remove_remains(output: Path, names: Sequence[str]) -> None:
+def _remove_remains(folders: Iterable[Path], pattern: str = '.*.tmp') -> None:
     """Delete the unfinished files of a call that was killed."""
-    for folder in {(output / name).parent for name in names} | {output}:
-        for path in folder.glob('.*.tmp'):
+    for folder in folders:
+        for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 
@@ -312,7 +402,25 @@ def _compare(
 def _digest(images: Sequence[SourceImage]) -> str:
     """Digest of names and labels in order."""
     lines = '\n'.join(f'{image.label} {image.name}' for image in images)
-    return hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _pixel_digest(pixels: np.ndarray) -> str:
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_manifest(output: Path) -> dict:
@@ -334,13 +442,13 @@ def _write_manifest(manifest: dict, output: Path) -> None:
     write_atomically((json.dumps(manifest, indent=1) + '\n').encode(), output / MANIFEST)
 
 
-def _write_table(images: Sequence[SourceImage], names: Sequence[str], path: Path) -> None:
+def _table(images: Sequence[SourceImage], names: Sequence[str]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['image', 'identity', 'camera', 'view', 'subset'])
     for image, name in zip(images, names):
         writer.writerow([name, image.identity, image.camera, image.view, 'train'])
-    write_atomically(text.getvalue().encode(), path)
+    return text.getvalue().encode()
 
 
 def _in_parallel(function: Callable, number: int, workers: int, progress: bool, title: str) -> list:

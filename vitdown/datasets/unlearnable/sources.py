@@ -1,13 +1,16 @@
-"""Where images to protect come from: folders of classes, or any re-ID dataset."""
+"""Where images to protect come from: folders of classes, or any of the datasets."""
 
 import os
 from pathlib import Path
 
+from mmpretrain.datasets import BaseDataset
+
 from vitdown.registry import DATASETS
 
+from ..base import ReIDDataset
 from ..files import IMAGE_SUFFIXES
 from ..transforms.decoding import decode_image, read_bytes, to_bgr_uint8
-from .protect import ProtectionError, SourceImage
+from .protect import ProtectionError, SourceImage, all_files
 
 
 def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], list[str]]:
@@ -27,7 +30,7 @@ def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], l
     others = [path.name for path in source.iterdir() if not path.is_dir()]
     images = []
     for label, folder in enumerate(folders):
-        files = sorted(path for path in folder.rglob('*') if path.is_file())
+        files = all_files(folder)
         found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
         if not found:
             raise ProtectionError(
@@ -49,22 +52,48 @@ def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], l
     return images, others
 
 
-def reid_images(dataset_type: str, source: str | os.PathLike, **options) -> list[SourceImage]:
-    """Training images of a re-ID dataset; identities are the classes, in sorted order.
+def dataset_images(dataset_type: str, source: str | os.PathLike, **options) -> list[SourceImage]:
+    """Training images of a dataset for re-ID or classification.
+
+    In re-ID, identities are the classes, in sorted order. Images of a classification set that have
+    no names are called ``<class>/<index>``.
 
     Args:
-        dataset_type: A type of vitdown's datasets, e.g. ``'Market1501'``.
+        dataset_type: A type of vitdown's datasets, e.g. ``'Market1501'`` or ``'PackedCIFAR'``.
         source: Its ``data_root``.
         **options: Further arguments of it, e.g. ``ann_file``.
 
     Raises:
-        ProtectionError: There is no such type.
+        ProtectionError: There is no such type, or it is one of detection or segmentation.
     """
-    if DATASETS.get(dataset_type) is None:
-        raise ProtectionError(f'There is no dataset type {dataset_type!r}.')
-    dataset = DATASETS.build(
-        dict(type=dataset_type, data_root=str(source), subset='train', **options)
+    kind = DATASETS.get(dataset_type)
+    if kind is None or '.' in dataset_type:
+        raise ProtectionError(f'vitdown has no dataset type {dataset_type!r}.')
+    cfg = dict(type=dataset_type, data_root=str(source), **options)
+    if issubclass(kind, ReIDDataset):
+        return _reid_images(DATASETS.build(cfg | dict(subset='train')))
+    if issubclass(kind, BaseDataset):
+        return _classification_images(DATASETS.build(cfg | dict(split='train')))
+    raise ProtectionError(
+        f'{dataset_type} is no dataset of re-ID or classification; filters belong to identities or '
+        'image classes.'
     )
+
+
+def _classification_images(dataset: BaseDataset) -> list[SourceImage]:
+    images = []
+    for index, label in enumerate(dataset.get_gt_labels().tolist()):
+        name = dataset.metainfo['classes'][label]
+        path = dataset.get_data_info(index).get('img_path') or f'{name}/{index:06d}'
+        images.append(
+            SourceImage(
+                _name(path, dataset.data_root), label, name, _sample_reader(dataset, index, path)
+            )
+        )
+    return images
+
+
+def _reid_images(dataset: ReIDDataset) -> list[SourceImage]:
     images = []
     for index in range(len(dataset)):
         sample = dataset.annotation(index)
@@ -73,7 +102,7 @@ def reid_images(dataset_type: str, source: str | os.PathLike, **options) -> list
                 _name(sample['img_path'], dataset.data_root),
                 sample['gt_label'],
                 sample['identity'],
-                _sample_reader(dataset, index),
+                _sample_reader(dataset, index, sample['img_path']),
                 sample['camera_id'],
                 sample['view_id'],
             )
@@ -94,14 +123,14 @@ def _file_reader(path: str):
     return lambda: decode_image(read_bytes(path), path)
 
 
-def _sample_reader(dataset, index: int):
+def _sample_reader(dataset, index: int, path: str):
     def read():
         sample = dataset.get_data_info(index)
         if 'img' in sample:
-            return to_bgr_uint8(sample['img'], sample['img_path'])
+            return to_bgr_uint8(sample['img'], path)
         data = sample.get('img_bytes')
         if data is None:
-            data = read_bytes(sample['img_path'])
-        return decode_image(data, sample['img_path'])
+            data = read_bytes(path)
+        return decode_image(data, path)
 
     return read
