@@ -24,7 +24,8 @@ class TokenClassifier(ImageClassifier):
 
     Raises:
         TypeError: If the backbone does not offer tokens.
-        ValueError: If the head is one for re-identification, or does not fit the backbone.
+        ValueError: If the head is one for re-identification, or does not fit the backbone, or the
+            backbone embeds cameras or views.
     """
 
     def __init__(
@@ -49,6 +50,11 @@ class TokenClassifier(ImageClassifier):
             raise ValueError(
                 f"head.in_channels is {head.in_channels}, the backbone's features have "
                 f'{backbone.embed_dims} channels; set model.head.in_channels={backbone.embed_dims}'
+            )
+        if getattr(backbone, 'sie', None) is not None:
+            raise ValueError(
+                'Images of classes have no cameras or views, which sie of the backbone embeds; set '
+                'model.backbone.sie=None'
             )
         if data_preprocessor is None or isinstance(data_preprocessor, dict):
             # By its full name: the default is looked up in the scope of the config.

@@ -80,9 +80,15 @@ class ReIDHead(BaseModule):
 
         Raises:
             ValueError: If the backbone has a distillation token, which re-ID heads and DCAL would
-                take for a patch.
+                take for a patch, or no class token, for which they would take a patch.
         """
-        if getattr(backbone, 'num_extra_tokens', 1) > 1:
+        num_extra_tokens = getattr(backbone, 'num_extra_tokens', 1)
+        if self.needs_tokens and num_extra_tokens == 0:
+            raise ValueError(
+                f'{type(self).__name__} works on the class token, which {type(backbone).__name__} '
+                'lacks; set with_cls_token=True in the backbone'
+            )
+        if num_extra_tokens > 1:
             raise ValueError(
                 f'{type(self).__name__} knows one class token, {type(backbone).__name__} has a '
                 'distillation token, too; use VisionTransformer'

@@ -86,8 +86,8 @@ class JPMHead(ReIDHead):
                 token.
         """
         super().attach(backbone)
-        if backbone.cls_token is None or not backbone.final_norm:
-            raise ValueError('JPMHead needs a backbone with class token and final norm')
+        if not backbone.final_norm:
+            raise ValueError('JPMHead needs a backbone with final norm')
         self.local_layer = copy.deepcopy(backbone.layers[-1])
         self.local_norm = copy.deepcopy(backbone.ln1)
 
