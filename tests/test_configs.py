@@ -143,20 +143,24 @@ def test_there_are_options_in_the_readme(folder):
 
 @pytest.mark.parametrize(
     'name',
-    ['dcal_deit-small_1xb64-120e_market1501-256x128', 'dcal_vit-mini_1xb64-40e_synthetic-128x64'],
+    [
+        'dcal_deit-small_1xb64-120e_market1501-256x128',
+        'dcal_deit-small_1xb16-100e_cub-448x448',
+        'dcal_vit-mini_1xb64-40e_synthetic-128x64',
+        'dcal_vit-mini_1xb64-40e_flowers17-96x96',
+    ],
 )
 def test_weights_of_the_losses_do_not_decay(name):
     cfg = load_config(str(ROOT / f'dcal/{name}.py'))
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    (group,) = (
-        group
-        for group in wrapper.param_groups
-        if any(p is model.head.loss_weighting.log_vars for p in group['params'])
-    )
-    assert group['weight_decay'] == 0
-    assert group['lr'] == cfg.optim_wrapper.optimizer.lr
+    weights = set(model.head.loss_weighting.parameters())
+    groups = [group for group in wrapper.param_groups if weights & set(group['params'])]
+    assert sum(len(group['params']) for group in groups) == len(weights) == 3
+    for group in groups:
+        assert group['weight_decay'] == 0
+        assert group['lr'] == cfg.optim_wrapper.optimizer.lr
 
 
 RECIPES = [p for p in CONFIGS if '1xb64-120e' in p.name and p.parent.name == 'reid']

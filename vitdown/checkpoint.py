@@ -167,8 +167,9 @@ def check_fit(
 
     own = model.state_dict()
     optional, resized = _listed(model, 'optional_state'), _listed(model, 'resized_state')
+    known = {*own, *_listed(model, 'surplus_state')}
     missing = [key for key in own if key not in {*state_dict, *optional} and matters(key)]
-    unexpected = [key for key in state_dict if key not in own and matters(key)]
+    unexpected = [key for key in state_dict if key not in known and matters(key)]
     reshaped = [
         f'{key} {tuple(state_dict[key].shape)} instead of {tuple(own[key].shape)}'
         for key in own

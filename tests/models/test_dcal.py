@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from mmpretrain.structures import DataSample
 
+from tests.tensor_sizes import LargestTensor
+from vitdown.checkpoint import CheckpointError, check_fit
 from vitdown.engine.complexity import get_flops
 from vitdown.models.backbones.vision_transformer import TokenFeatures
 from vitdown.models.layers import pairwise, select_top_r
@@ -155,7 +157,7 @@ def test_class_token_pooling_runs_neither_rollout_nor_local_rows(monkeypatch):
     assert rows == [1, 1]
 
 
-def test_nothing_of_pwca_runs_in_evaluation_or_is_saved(monkeypatch):
+def test_nothing_of_pwca_runs_in_evaluation(monkeypatch):
     calls = []
     original = pairwise.two_stream_attention
     monkeypatch.setattr(
@@ -176,13 +178,36 @@ def test_nothing_of_pwca_runs_in_evaluation_or_is_saved(monkeypatch):
     losses = model(images, samples, mode='loss')
     assert (len(calls), passes[1:]) == (3, [8, 8, 8])
     assert not any(name.startswith('pwca') for name in losses)
-    assert not any('pwca' in name for name in model.state_dict())
-    off = build(dict(pwca=dict(enable=False)))
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    without = {name: value.shape for name, value in off.state_dict().items()}
-    assert shapes.pop('head.loss_weighting.log_vars') == (3,)
-    assert without.pop('head.loss_weighting.log_vars') == (2,)
-    assert shapes == without
+
+
+def test_a_checkpoint_fits_with_and_without_pwca_and_the_weights_of_the_losses():
+    """What is tested is the same: but for the weights of the losses, no branch leaves a trace."""
+    models = {
+        name: build(head)
+        for name, head in {
+            'all': {},
+            'no pwca': dict(pwca=dict(enable=False)),
+            'no weights': dict(loss_weighting=None),
+        }.items()
+    }
+    images, _ = batch()
+    for name, source in models.items():
+        for parameter in source.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        expected = source.eval()(images)
+        for other, target in models.items():
+            state = source.state_dict()
+            check_fit(target, state)
+            names = set(target.state_dict())
+            assert {n for n in names ^ set(state) if 'loss_weighting.log_vars' not in n} == set()
+            missing, unexpected = target.load_state_dict(state, strict=False)
+            assert unexpected == []
+            assert set(missing) == names - set(state), (name, other)
+            torch.testing.assert_close(target.eval()(images), expected)
+    state = models['all'].state_dict()
+    assert {n.rpartition('.')[2] for n in state if 'log_vars' in n} == {'sa', 'glca', 'pwca'}
+    with pytest.raises(CheckpointError, match='unexpected: head.pwca.weight'):
+        check_fit(models['all'], {**state, 'head.pwca.weight': torch.zeros(1)})
 
 
 def test_pwca_leaves_the_running_statistics_alone():
@@ -242,28 +267,64 @@ def test_test_feature_concatenates_the_branches():
     ],
 )
 def test_where_the_glca_block_starts(glca, copied):
-    model = build(dict(glca=glca)).eval()
+    model = build(dict(glca=glca))
     last = model.backbone.layers[-1].attn.qkv.weight
     assert torch.equal(model.head.glca.block.attn.qkv.weight, last) == copied
-    if copied and glca['input'] == 'penultimate':
-        sa, branch = model(batch()[0]).chunk(2, dim=1)
-        torch.testing.assert_close(branch, sa)
+
+
+SMALL = VIT['arch']
 
 
 @pytest.mark.parametrize(
-    ('backbone', 'norm_eps'),
+    'backbone',
     [
-        (dict(arch=dict(VIT['arch'], qkv_bias=False, qk_scale=0.3)), 1e-6),
-        (dict(layer_scale_init_value=0.1), 1e-6),
-        (dict(type='LVViT', arch=dict(VIT['arch'], qkv_bias=False, skip_lam=2.0)), 1e-5),
+        dict(),
+        dict(layer_scale_init_value=0.1),
+        dict(qk_scale=0.3, layer_cfgs=dict(act_cfg=dict(type='ReLU'))),
+        dict(arch={**SMALL, 'qkv_bias': False}, norm_cfg=dict(type='LN', eps=1e-2)),
+        dict(arch={**SMALL, 'num_heads': 2, 'feedforward_channels': 36}),
+        dict(final_norm=False, drop_path_rate=0.5, drop_rate=0.5),
+        dict(type='DeiT3', layer_scale_init_value=0.1),
+        dict(type='LVViT', arch={**SMALL, 'skip_lam': 2.0}),
+        dict(type='NViT', arch={**SMALL, 'qk_dims': [8, 8, 4], 'num_heads': [3, 3, 2],
+             'v_dims': 8}),
+        dict(type='NViT', arch=SMALL, ln_mode='exact', norm_dims=32),
     ],
-    ids=['scaled', 'layer-scale', 'lv-vit'],
-)
-def test_the_glca_block_starts_as_a_copy_of_any_layer(backbone, norm_eps):
-    glca = dict(input='penultimate', norm_cfg=dict(type='LN', eps=norm_eps))
-    model = build(dict(glca=glca), **backbone).eval()
-    sa, branch = model(batch()[0]).chunk(2, dim=1)
-    torch.testing.assert_close(branch, sa)
+    ids=['plain', 'layer-scale', 'scale', 'norm', 'sizes', 'no-norm', 'deit3', 'lvvit', 'nvit',
+         'nvit-exact'],
+)  # fmt: skip
+def test_a_copy_parallel_to_the_last_layer_gives_its_feature(backbone):
+    torch.manual_seed(0)
+    head = dict(type='DCALHead', num_classes=4, in_channels=24, glca=dict(input='penultimate'))
+    model = MODELS.build(dict(type='ReIdentifier', backbone={**VIT, **backbone}, head=head))
+    for parameter in model.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.head.init_from_backbone(model.backbone)
+    sa, glca = model.eval()(batch()[0]).chunk(2, dim=1)
+    assert sa.std() > 0.1
+    torch.testing.assert_close(glca, sa)
+
+
+def test_the_glca_block_is_of_the_backbones_kind():
+    """Also one that starts at random; layer scale would hold it back, dropout is SA's own."""
+    arch = dict(embed_dims=24, num_layers=1, num_heads=2, feedforward_channels=36, qkv_bias=False)
+    backbone = {**VIT, 'arch': arch, 'qk_scale': 0.7, 'layer_scale_init_value': 1e-5,
+                'drop_path_rate': 0.5}  # fmt: skip
+    head = dict(type='DCALHead', num_classes=4, in_channels=24)
+
+    def block(**options):
+        cfg = dict(type='ReIdentifier', backbone=backbone, head={**head, **options})
+        return MODELS.build(cfg).head.glca.block
+
+    found = block()
+    assert (found.attn.num_heads, found.attn.scale, found.attn.qkv.bias) == (2, 0.7, None)
+    assert found.ffn.feedforward_channels == 36
+    assert isinstance(found.attn.gamma1, torch.nn.Identity)
+    assert found.attn.out_drop.drop_prob == 0
+    other = block(num_heads=4, feedforward_channels=12, glca=dict(layer_cfg=dict(qkv_bias=True)))
+    assert (other.attn.num_heads, other.attn.scale) == (4, 6**-0.5)
+    assert other.attn.qkv.bias is not None
+    assert other.ffn.feedforward_channels == 12
 
 
 @pytest.mark.parametrize('glca_input', ['last', 'penultimate'])
@@ -313,11 +374,27 @@ def test_losses_may_be_added_as_they_are():
     assert not any('log_var' in name for name in (*losses, *model.state_dict()))
 
 
-def test_pairs_follow_the_labels():
-    model = build(dict(pwca=dict(pairing='inter')))
+def test_pairs_follow_the_labels_and_the_stream_that_is_set():
+    model = build(dict(pwca=dict(pairing='inter', partner_stream='sa')))
     labels = torch.arange(8) // 2
-    partner = model.head.token_options(labels)['partner']
-    assert (labels[partner] != labels).all()
+    options = model.head.token_options(labels)
+    assert (labels[options['partner']] != labels).all()
+    assert options['partner_stream'] == 'sa'
+    images, samples = batch()
+    feats = model.extract_feat(images, samples, labels)
+    options = dict(partner=torch.arange(8), partner_stream='sa')
+    own = model.backbone.forward_tokens(images, **options)
+    assert not torch.allclose(feats.pair_tokens, own.pair_tokens)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_the_selection_keeps_no_attention_between_all_tokens(train):
+    model = build(dict(glca=dict(pool='mean', ratio=0.1))).train(train)
+    images, samples = batch()
+    with LargestTensor(ends=(33, 33)) as largest:
+        model(images, samples, mode='loss' if train else 'predict')
+    # Of one head at a time, for the rollout; neither kept nor computed for the features
+    assert largest.numel == 8 * 33 * 33
 
 
 def test_side_information_and_overlapping_patches_work_with_pairs():
@@ -339,18 +416,38 @@ def test_side_information_and_overlapping_patches_work_with_pairs():
         (dict(glca=dict(input='first')), 'glca.input must be one of'),
         (dict(glca=dict(pool='max')), 'glca.pool must be one of'),
         (dict(glca=dict(init='zero')), 'glca.init must be one of'),
+        (dict(glca=dict(num_blocks=2)), r'glca.num_blocks must be one of \(1,\), got 2'),
+        (dict(glca=dict(blocks=1)), r"__init__\(\) got an unexpected keyword argument 'blocks'"),
+        (dict(glca=False), 'glca must be a dict, or None for no such branch, got False'),
+        (dict(pwca=False), 'pwca must be a dict, or None for no such branch, got False'),
+        (dict(pwca=dict(on=True)), r"__init__\(\) got an unexpected keyword argument 'on'"),
+        (dict(pwca=dict(enable='False')), "pwca.enable must be .* got 'False'"),
         (dict(pwca=dict(pairing='same')), 'pwca.pairing must be'),
         (dict(pwca=dict(partner_stream='glca')), 'pwca.partner_stream must be'),
-        (dict(num_heads=4, glca=dict(input='penultimate')), 'set num_heads=3 in the head'),
-        (
-            dict(feedforward_channels=96, glca=dict(init='copy')),
-            'set feedforward_channels=48 in the head',
-        ),
+        (dict(loss_weighting=dict(type='UncertaintyWeightedLoss', tasks=['sa'])),
+         r"tasks are the branches that learn, \['sa', 'glca', 'pwca'\]: leave it out"),
+        (dict(num_heads=4, glca=dict(input='penultimate')), r'num_heads=4 \(there 3\)'),
+        (dict(feedforward_channels=96, glca=dict(init='copy')),
+         r'feedforward_channels=96 \(there 48\)'),
+        (dict(glca=dict(init='copy', layer_cfg=dict(qkv_bias=False))),
+         r"qkv_bias=False \(there True\): leave that out, or set glca.init='random'"),
     ],
-)
+)  # fmt: skip
 def test_wrong_settings_are_refused(head, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         build(head)
+
+
+def test_a_backbone_without_class_token_is_refused():
+    with pytest.raises(ValueError, match='set with_cls_token=True in the backbone'):
+        build(with_cls_token=False, out_type='raw')
+
+
+def test_factors_of_the_tokens_are_not_copied():
+    model = build(dict(glca=dict(input='penultimate')), type='NViT', token_scale=True)
+    torch.nn.init.constant_(model.backbone.layers[-1].attn.qkv.token_scale, 0.5)
+    with pytest.raises(ValueError, match="cannot copy the factors .* set glca.init='random'"):
+        model.head.init_from_backbone(model.backbone)
 
 
 def test_a_batch_of_one_has_no_partner():
@@ -372,6 +469,7 @@ def test_cost(arch, size, backbone, class_token, local_rows, params):
     with torch.device('meta'):
         vit = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=size))
         head = MODELS.build(dict(type='DCALHead', num_classes=4, in_channels=vit.embed_dims))
+        head.attach(vit)
         num_patches = vit.patch_resolution[0] * vit.patch_resolution[1]
         idx = torch.zeros(1, int(0.3 * num_patches), dtype=torch.long)
         tokens = (1 + num_patches, vit.embed_dims)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.tensor_sizes import LargestTensor
 from vitdown.models.layers import (
     GLCABlock,
     TransformerEncoderLayer,
@@ -63,19 +63,6 @@ def test_rollout_keeps_its_precision_under_autocast(function):
     expected = function(attentions())
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(function(attentions()), expected)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Number of elements of the largest tensor that operations return."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -304,7 +291,8 @@ def test_uncertainty_weights_of_zero_halve_the_sum():
     assert total.item() == pytest.approx(6.0)
     assert {name: value.item() for name, value in w.items()} == dict(sa=0, glca=0, pwca=0)
     total.backward()
-    torch.testing.assert_close(weighting.log_vars.grad, 0.5 * (1 - torch.tensor([2.0, 3.0, 7.0])))
+    gradients = {name: w.grad.item() for name, w in weighting.log_vars.items()}
+    assert gradients == dict(sa=-0.5, glca=-1, pwca=-3)
 
 
 def test_uncertainty_weights_find_the_logarithm_of_the_loss():
@@ -314,8 +302,8 @@ def test_uncertainty_weights_find_the_logarithm_of_the_loss():
         optimizer.zero_grad()
         weighting(dict(a=torch.tensor(3.0), b=torch.tensor(0.2)))[0].backward()
         optimizer.step()
-    expected = torch.tensor([math.log(3.0), math.log(0.2)])
-    torch.testing.assert_close(weighting.log_vars.detach(), expected, rtol=0, atol=1e-3)
+    found = [w.item() for w in weighting.log_vars.values()]
+    assert found == pytest.approx([math.log(3.0), math.log(0.2)], abs=1e-3)
 
 
 def test_uncertainty_weights_stop_at_their_bound_and_come_back():
@@ -324,10 +312,10 @@ def test_uncertainty_weights_stop_at_their_bound_and_come_back():
     assert w['a'] == -1.0
     assert total.item() == pytest.approx(0.5 * (math.e * 0.01 - 1), rel=1e-5)
     total.backward()
-    assert weighting.log_vars.grad == 0
+    assert weighting.log_vars['a'].grad == 0
     total, _ = weighting(dict(a=torch.tensor(2.0)))
     total.backward()
-    torch.testing.assert_close(weighting.log_vars.grad, torch.tensor([0.5 * (1 - math.e * 2)]))
+    assert weighting.log_vars['a'].grad.item() == pytest.approx(0.5 * (1 - math.e * 2))
 
 
 def test_uncertainty_weights_of_absent_tasks_get_no_gradient():
@@ -337,7 +325,18 @@ def test_uncertainty_weights_of_absent_tasks_get_no_gradient():
     expected = 0.5 * (math.exp(-0.1) + 0.1 + math.exp(-0.2) * 2 + 0.2)
     assert total.item() == pytest.approx(expected, rel=1e-6)
     total.backward()
-    assert weighting.log_vars.grad[2] == 0
+    assert weighting.log_vars['pwca'].grad is None
+
+
+def test_uncertainty_weights_are_applied_in_full_precision():
+    """Losses of half precision and autocast do not round the total."""
+    losses = dict(a=torch.tensor(3.0, dtype=torch.bfloat16), b=torch.tensor(0.1))
+    weighting = UncertaintyWeightedLoss(['a', 'b'], init=[0.123, -0.456])
+    expected = 0.5 * (math.exp(-0.123) * 3 + 0.123 + math.exp(0.456) * 0.1 - 0.456)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        total, _ = weighting(losses)
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_uncertainty_weighting_checks_its_arguments():

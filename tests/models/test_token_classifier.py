@@ -110,6 +110,18 @@ def test_batch_of_one_learns_nothing_without_a_partner():
         (dict(head=dict(task='reid')), ValueError, 're-identification heads in ReIdentifier'),
         (dict(type='ReIdentifier'), ValueError, 'use it in TokenClassifier'),
         (dict(head=dict(in_channels=36)), ValueError, 'set model.head.in_channels=24'),
+        (dict(head=dict(normalize_parts=True)), ValueError, 'normalize_parts and neck_feat choose'),
+        (dict(head=dict(neck_feat='after')), ValueError, 'normalize_parts and neck_feat choose'),
+        (
+            dict(head=dict(loss_id=None, loss_metric=dict(type='TripletLoss'))),
+            ValueError,
+            "task='fgvc' needs a loss_id that its linear classifiers learn from",
+        ),
+        (
+            dict(backbone={**VIT, 'sie': dict(num_cameras=2)}),
+            ValueError,
+            'set model.backbone.sie=None',
+        ),
         (
             dict(backbone=dict(type='mmpretrain.ResNet', depth=18)),
             TypeError,

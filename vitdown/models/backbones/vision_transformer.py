@@ -184,23 +184,25 @@ class VisionTransformer(MMPretrainVisionTransformer):
         if layer_cfgs is None or isinstance(layer_cfgs, dict):
             layer_cfgs = [layer_cfgs or {}] * self.num_layers
         drop_path_rates = np.linspace(0, drop_path_rate, self.num_layers).tolist()
+        #: Arguments of each layer, for heads with a layer of the same kind
+        self.layer_settings = [
+            {
+                'embed_dims': self.embed_dims,
+                'num_heads': self.arch_settings['num_heads'],
+                'feedforward_channels': self.arch_settings['feedforward_channels'],
+                'qkv_bias': qkv_bias,
+                'qk_scale': qk_scale,
+                'drop_rate': drop_rate,
+                'attn_drop_rate': attn_drop_rate,
+                'drop_path_rate': rate,
+                'layer_scale_init_value': layer_scale_init_value,
+                'norm_cfg': norm_cfg,
+                **layer_cfg,
+            }
+            for rate, layer_cfg in zip(drop_path_rates, layer_cfgs)
+        ]
         self.layers = ModuleList(
-            self._layer_type(i)(
-                **{
-                    'embed_dims': self.embed_dims,
-                    'num_heads': self.arch_settings['num_heads'],
-                    'feedforward_channels': self.arch_settings['feedforward_channels'],
-                    'qkv_bias': qkv_bias,
-                    'qk_scale': qk_scale,
-                    'drop_rate': drop_rate,
-                    'attn_drop_rate': attn_drop_rate,
-                    'drop_path_rate': rate,
-                    'layer_scale_init_value': layer_scale_init_value,
-                    'norm_cfg': norm_cfg,
-                    **layer_cfg,
-                }
-            )
-            for i, (rate, layer_cfg) in enumerate(zip(drop_path_rates, layer_cfgs))
+            self._layer_type(i)(**settings) for i, settings in enumerate(self.layer_settings)
         )
         self.sie = SideInformationEmbedding(self.embed_dims, **sie) if sie else None
         self.token_fusion = None

@@ -1,3 +1,6 @@
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule, ModuleDict
@@ -8,6 +11,36 @@ from vitdown.registry import MODELS
 from ..layers import pair_indices
 from .bnneck_head import BNNeck, ReIDHead
 from .glca_branch import GLCABranch
+
+#: Names of the branches: self-attention, global-local and pair-wise cross-attention
+BRANCHES = ('sa', 'glca', 'pwca')
+
+
+@dataclass(frozen=True)
+class PWCASettings:
+    """How images meet partners in training.
+
+    Args:
+        enable (bool): Whether they do at all.
+        pairing (str): See :func:`pair_indices`.
+        partner_stream (str): See :func:`two_stream_attention`.
+
+    Raises:
+        ValueError: If a value is unknown.
+    """
+
+    enable: bool = True
+    pairing: str = 'random'
+    partner_stream: str = 'pwca'
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ('enable', (True, False)),
+            ('pairing', ('random', 'inter', 'intra')),
+            ('partner_stream', ('pwca', 'sa')),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f'pwca.{name} must be one of {known}, got {getattr(self, name)!r}')
 
 
 class PlainNeck(BaseModule):
@@ -62,19 +95,22 @@ class DCALHead(ReIDHead):
         task (str): ``'reid'``: BNNeck, identity and metric losses, the test feature concatenates
             SA's and GLCA's. ``'fgvc'``: linear classifiers, cross-entropy, the test score is the
             sum of SA's and GLCA's probabilities.
-        num_heads (int, optional): Heads of the GLCA block. Defaults to ``in_channels // 64``.
-        feedforward_channels (int, optional): MLP width of the GLCA block. Defaults to
-            ``4 * in_channels``.
-        glca (dict, optional): ``ratio``, ``input``, ``pool``, ``init``, ``norm_cfg`` and
-            ``layer_cfg`` of :class:`GLCABranch`. None for no such branch.
-        pwca (dict, optional): ``enable``, ``pairing`` (see :func:`pair_indices`) and
-            ``partner_stream`` (see :func:`two_stream_attention`). None for no such branch.
-        loss_weighting (dict, optional): Defaults to :class:`UncertaintyWeightedLoss`. None for
-            the plain sum.
+        num_heads (int, optional): Heads of the GLCA block. Defaults to the backbone's.
+        feedforward_channels (int, optional): MLP width of the GLCA block. Defaults to the
+            backbone's.
+        glca (dict, optional): Other arguments of :class:`GLCABranch`, which is made by
+            :meth:`attach`. None for no such branch.
+        pwca (dict, optional): Arguments of :class:`PWCASettings`. None for no such branch.
+        loss_weighting (dict, optional): Config of the losses' weights, without ``tasks``. Defaults
+            to :class:`UncertaintyWeightedLoss`. None for the plain sum.
         infer_branch (str): Branches at test time, ``'both'``, ``'sa'`` or ``'glca'``.
         normalize_parts (bool): L2-normalise each branch's test feature before they are
             concatenated. Defaults to False.
-        **kwargs: Other arguments of :class:`ReIDHead`.
+        **kwargs: Other arguments of :class:`ReIDHead`. The paper's triplet loss is
+            ``loss_metric``, the default for ``'reid'``; there is none for ``'fgvc'``.
+
+    Raises:
+        ValueError: If a setting is unknown, or means nothing for the task.
     """
 
     needs_tokens = True
@@ -100,24 +136,62 @@ class DCALHead(ReIDHead):
         super().__init__(num_classes, in_channels, **kwargs)
         if infer_branch not in ('both', 'sa', 'glca'):
             raise ValueError(f"infer_branch must be 'both', 'sa' or 'glca', got {infer_branch!r}")
+        for name, value in (('glca', glca), ('pwca', pwca)):
+            if value is not None and not isinstance(value, Mapping):
+                raise ValueError(
+                    f'{name} must be a dict, or None for no such branch, got {value!r}'
+                )
         if infer_branch == 'glca' and glca is None:
             raise ValueError("infer_branch='glca' needs the GLCA branch; glca is None")
         self.task = task
+        if task == 'fgvc':
+            self._check_classification(normalize_parts)
         self.infer_branch = infer_branch
         self.normalize_parts = normalize_parts
         self.glca = None
+        self._glca_options = None
         if glca is not None:
-            num_heads = num_heads or max(1, in_channels // 64)
-            feedforward_channels = feedforward_channels or 4 * in_channels
-            self.glca = GLCABranch(in_channels, num_heads, feedforward_channels, **glca)
-        self.pwca = _pwca_options(**pwca) if pwca is not None else None
+            self._glca_options = dict(
+                num_heads=num_heads, feedforward_channels=feedforward_channels, **glca
+            )
+        self.pwca = PWCASettings(**pwca) if pwca is not None else None
+        if self.pwca is not None and not self.pwca.enable:
+            self.pwca = None
         branches = ['sa'] if glca is None else ['sa', 'glca']
         self.necks = ModuleDict({branch: self._build_neck() for branch in branches})
         if self.pwca is not None:
             branches.append('pwca')
         self.loss_weighting = None
         if loss_weighting is not None:
+            if 'tasks' in loss_weighting:
+                raise ValueError(
+                    f'loss_weighting.tasks are the branches that learn, {branches}: leave it out'
+                )
             self.loss_weighting = MODELS.build({**loss_weighting, 'tasks': branches})
+        self._register_load_state_dict_pre_hook(self._drop_surplus)
+
+    def _check_classification(self, normalize_parts: bool) -> None:
+        if normalize_parts or self.neck_feat != 'before':
+            raise ValueError(
+                "task='fgvc' scores classes: normalize_parts and neck_feat choose the test feature "
+                "of task='reid', leave them out"
+            )
+        if self.loss_id is None or getattr(self.loss_id, 'has_classifier', False):
+            raise ValueError(
+                "task='fgvc' needs a loss_id that its linear classifiers learn from, e.g. "
+                "dict(type='mmpretrain.CrossEntropyLoss')"
+            )
+
+    @property
+    def surplus_state(self) -> tuple[str, ...]:
+        """Weights of other branches' losses, which a checkpoint may hold: nothing is tested by."""
+        own = self.loss_weighting.tasks if self.loss_weighting is not None else ()
+        others = [task for task in BRANCHES if task not in own]
+        return tuple(f'loss_weighting.log_vars.{task}' for task in others)
+
+    def _drop_surplus(self, state_dict: dict, prefix: str, *args) -> None:
+        for name in self.surplus_state:
+            state_dict.pop(prefix + name, None)
 
     def _build_neck(self) -> BaseModule:
         if self.task == 'reid':
@@ -125,10 +199,14 @@ class DCALHead(ReIDHead):
         return PlainNeck(self.in_channels, self.num_classes)
 
     def attach(self, backbone: BaseModule) -> None:
-        """See :meth:`ReIDHead.attach`."""
+        """Make the GLCA branch, whose block is one of the kind of the backbone's last layer.
+
+        Raises:
+            ValueError: See :meth:`ReIDHead.attach` and :class:`GLCABranch`.
+        """
         super().attach(backbone)
-        if self.glca is not None:
-            self.glca.attach(backbone)
+        if self._glca_options is not None:
+            self.glca = GLCABranch(backbone, **self._glca_options)
 
     def init_from_backbone(self, backbone: BaseModule) -> None:
         """Start the GLCA branch from the backbone's last layer where it is configured so."""
@@ -144,8 +222,8 @@ class DCALHead(ReIDHead):
             options['need_attention'] = 'factors'
         if learns and self.training and self.pwca is not None:
             classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
-            options['partner'] = pair_indices(len(labels), self.pwca['pairing'], classes)
-            options['partner_stream'] = self.pwca['partner_stream']
+            options['partner'] = pair_indices(len(labels), self.pwca.pairing, classes)
+            options['partner_stream'] = self.pwca.partner_stream
         return options
 
     def _test_branches(self) -> list[str]:
@@ -199,13 +277,3 @@ class DCALHead(ReIDHead):
             feature = self._test_feature(feature, neck)
             outs.append(F.normalize(feature) if self.normalize_parts else feature)
         return sum(outs) if self.task == 'fgvc' else torch.cat(outs, dim=1)
-
-
-def _pwca_options(
-    enable: bool = True, pairing: str = 'random', partner_stream: str = 'pwca'
-) -> dict | None:
-    if pairing not in ('random', 'inter', 'intra'):
-        raise ValueError(f"pwca.pairing must be 'random', 'inter' or 'intra', got {pairing!r}")
-    if partner_stream not in ('pwca', 'sa'):
-        raise ValueError(f"pwca.partner_stream must be 'pwca' or 'sa', got {partner_stream!r}")
-    return dict(pairing=pairing, partner_stream=partner_stream) if enable else None

@@ -38,12 +38,20 @@ class UncertaintyWeightedLoss(nn.Module):
         values = [init] * len(tasks) if isinstance(init, int | float) else list(init)
         if len(values) != len(tasks):
             raise ValueError(f'init has {len(values)} values for the tasks {list(tasks)}')
-        self.tasks = tuple(tasks)
         self.w_min = w_min
-        self.log_vars = nn.Parameter(torch.tensor(values, dtype=torch.float32))
+        self.tasks = tuple(tasks)
+        # Of pairs: it would sort a dict.
+        self.log_vars = nn.ParameterDict(
+            [(task, nn.Parameter(torch.tensor(float(w)))) for task, w in zip(tasks, values)]
+        )
+
+    @property
+    def optional_state(self) -> tuple[str, ...]:
+        """Weights that a checkpoint may lack: only training goes on from them."""
+        return tuple(f'log_vars.{task}' for task in self.tasks)
 
     def forward(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weigh losses.
+        """Weigh losses, in float32.
 
         Args:
             losses (dict[str, Tensor]): Scalar loss of each task, or of some of them.
@@ -55,14 +63,11 @@ class UncertaintyWeightedLoss(nn.Module):
         if unknown or not losses:
             raise ValueError(f'Losses of {sorted(losses)} given; tasks are {list(self.tasks)}')
         names = [task for task in self.tasks if task in losses]
-        with torch.autocast(self.log_vars.device.type, enabled=False):
-            values = torch.stack([losses[name].to(self.log_vars.dtype) for name in names])
-            w = self.log_vars
-            if len(names) < len(self.tasks):
-                w = torch.stack([w[self.tasks.index(name)] for name in names])
-            if self.w_min is not None:
-                w = self._bounded(w, values)
-            total = 0.5 * ((-w).exp() * values + w).sum()
+        w = torch.stack([self.log_vars[name] for name in names])
+        values = torch.stack([losses[name].to(w.dtype) for name in names])
+        if self.w_min is not None:
+            w = self._bounded(w, values)
+        total = 0.5 * ((-w).exp() * values + w).sum()
         return total, dict(zip(names, w.detach().clone()))
 
     def _bounded(self, w: Tensor, losses: Tensor) -> Tensor:

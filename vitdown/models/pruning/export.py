@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmpretrain.models.utils import LayerScale
 from torch import Tensor, nn
 
 from vitdown.files import write_atomically
@@ -78,8 +79,10 @@ def _glca_cfg(head: dict, glca: GLCABranch, norm_dims: int | None) -> dict:
         'v_dims': attn.v_dims,
         'qk_scale': attn.scale,
     }
-    if norm_dims is not None:
-        norm = {**branch.get('norm_cfg', dict(eps=1e-6)), 'norm_dims': norm_dims}
+    if isinstance(attn.gamma1, LayerScale):
+        branch['layer_cfg']['layer_scale_init_value'] = 1e-5  # replaced by the weights
+    if norm_dims is not None and branch.get('norm_cfg'):
+        norm = {**branch['norm_cfg'], 'norm_dims': norm_dims}
         branch['norm_cfg'] = {**norm, 'type': 'vitdown.PrunedLayerNorm'}
     return dict(
         num_heads=attn.num_heads,
