@@ -64,6 +64,18 @@ def test_fraction_follows_the_index_alone():
         assert changed == mask[index]
 
 
+@pytest.mark.parametrize(('kernel_size', 'center'), [(5, 1.0), (3, None), (3, 0.5)])
+def test_filters_and_mask_follow_all_options(kernel_size, center):
+    transform = ConvUnlearnable(3, kernel_size, 0.2, center, poison_fraction=0.5)
+    filters = class_filters(5, 3, kernel_size, 0.2, center)
+    mask = poison_mask(5, 3, kernel_size, 60, 0.5, center)
+    for index in range(60):
+        expected = sample(index=index)['img']
+        if mask[index]:
+            expected = convolve_image(expected, filters[1])
+        assert np.array_equal(transform(sample(index=index))['img'], expected)
+
+
 def test_same_images_in_all_workers_and_epochs(cifar_file):
     pipeline = [
         dict(type='ConvUnlearnable', num_classes=3, poison_fraction=0.5),
@@ -83,6 +95,9 @@ def test_options():
     assert (grey == grey[..., :1]).all()
     same = ConvUnlearnable(num_classes=3, same_filter=True)(sample(2))['img']
     assert np.array_equal(same, convolve_image(sample()['img'], FILTERS[0]))
+    for label in range(3):
+        shifted = ConvUnlearnable(num_classes=3, class_shift=1)(sample(label))['img']
+        assert np.array_equal(shifted, convolve_image(sample()['img'], FILTERS[(label + 1) % 3]))
 
 
 def test_reid_identities_are_classes(omniglot_file):
@@ -105,8 +120,14 @@ def test_reid_identities_are_classes(omniglot_file):
         (dict(gt_label=3), r'a\.png: gt_label must be one class of 0\.\.2, got 3\. Set num_cla'),
         (dict(gt_label=-1), r'0\.\.2, got -1'),
         (dict(gt_label=[0, 1]), r'one class of 0\.\.2, got \[0, 1\]'),
+        (dict(gt_label='a'), r"a\.png: gt_label must be one class of 0\.\.2, got 'a'. Set"),
+        (dict(gt_label=None), r'0\.\.2, got None'),
+        (dict(gt_label=1.5), r'0\.\.2, got 1\.5'),
         (dict(gt_bboxes=[]), "a.png has 'gt_bboxes': .*detection and segmentation"),
-        (dict(img=np.zeros((4, 4, 3), np.float32)), 'a.png: pixels are float32, expected uint8'),
+        (
+            dict(img=np.zeros((4, 4, 3), np.float32)),
+            r'a.png: pixels are float32 of shape \(4, 4, 3\), expected uint8',
+        ),
     ],
 )
 def test_unfit_samples(changes, message):
@@ -121,8 +142,16 @@ def test_missing_label_and_index():
         ConvUnlearnable(num_classes=3)(test_sample)
     unnumbered = sample()
     del unnumbered['sample_idx']
-    with pytest.raises(ValueError, match='a.png has no sample_idx'):
-        ConvUnlearnable(num_classes=3, poison_fraction=0.5)(unnumbered)
+    some = ConvUnlearnable(num_classes=3, poison_fraction=0.5)
+    with pytest.raises(ValueError, match='a.png has no sample_idx .*but None'):
+        some(unnumbered)
+    with pytest.raises(ValueError, match='a.png has no sample_idx of 0 or more.*but -1'):
+        some(sample() | dict(sample_idx=-1))
+    # Wrong pixels are found whether or not this image is the one to be filtered.
+    with pytest.raises(ValueError, match='a.png: pixels are float32'):
+        ConvUnlearnable(num_classes=3, poison_fraction=0.0)(sample(img=np.zeros((4, 4), 'f')))
+    with pytest.raises(ValueError, match='RandomConvBlur: a.png: pixels are float32'):
+        RandomConvBlur()(sample(img=np.zeros((4, 4), 'f')))
 
 
 def test_key_comes_from_outside(tmp_path, monkeypatch):
@@ -145,6 +174,7 @@ def test_random_blur_draws_a_filter_for_each_image():
     np.random.seed(0)
     first, second = (blur(sample())['img'] for _ in range(2))
     assert not np.array_equal(first, second)
+    assert all((blur.random_filter() == 1).sum() == 1 for _ in range(5))
     np.random.seed(0)
     assert np.array_equal(blur(sample())['img'], first)
     assert np.array_equal(RandomConvBlur(prob=0.0)(sample())['img'], sample()['img'])

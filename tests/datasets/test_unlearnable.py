@@ -168,6 +168,20 @@ def test_batches_larger_than_a_chunk():
     assert torch.allclose(ours * 255, whole + 0.5, atol=0.51)
 
 
+def test_arrays_gradients_mixed_precision_and_no_pixels():
+    images, labels, filters = noise(4, 3, 16, 16), np.array([0, 1, 1, 2]), class_filters(1, 3)
+    expected = convolve_batch(images, filters, labels)
+    assert isinstance(expected, np.ndarray)
+    tensors = [torch.from_numpy(array) for array in (images, filters, labels.astype(np.uint8))]
+    with torch.autocast('cpu', torch.bfloat16):
+        assert np.array_equal(convolve_batch(*tensors), expected)
+    floats = (tensors[0] / 255).requires_grad_()
+    ours = convolve_batch(floats, *tensors[1:])
+    assert not ours.requires_grad
+    assert torch.allclose(ours * 255, torch.from_numpy(expected) + 0.5, atol=0.51)
+    assert convolve_batch(images[:, :, :0], filters, labels).shape == (4, 3, 0, 16)
+
+
 def test_wrong_batches():
     images, filters = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(4, 3, 3)
     labels = torch.tensor([0, 4])
@@ -177,6 +191,15 @@ def test_wrong_batches():
         convolve_batch(images, filters, labels[:1])
     with pytest.raises(ValueError, match=r'filters must be \(K, k, k\) with odd k'):
         convolve_batch(images, torch.ones(4, 2, 2), labels)
+    with pytest.raises(ValueError, match='labels must be integers, got torch.float32'):
+        convolve_batch(images, filters, labels.float())
+    with pytest.raises(ValueError, match='labels must be integers, got torch.bool'):
+        convolve_batch(images, filters, labels.bool())
+    for pixel, found in ((255.0, '0 to 255'), (-0.5, '-0.5 to 0'), (float('nan'), 'nan to nan')):
+        wrong = torch.zeros(2, 3, 8, 8)
+        wrong[1, 0, 0, 0] = pixel
+        with pytest.raises(ValueError, match=f'must be 0..1, got {found}; divide'):
+            convolve_batch(wrong, filters, labels // 2)
     with pytest.raises(ValueError, match=r'images must be \(N, C, H, W\), uint8'):
         convolve_batch(images.int(), filters, labels)
     with pytest.raises(ValueError, match='uint8, got float32'):

@@ -141,6 +141,31 @@ def test_wrong_settings():
         PGDTrainingHook(steps=0)
     with pytest.raises(ValueError, match='kernel_size must be odd'):
         DeconvolutionTrainingHook(kernel_size=2)
+    for eps in (4, -1, float('nan'), float('inf')):
+        with pytest.raises(ValueError, match=f'such as 4 / 255, got {eps}'):
+            PGDTrainingHook(eps=eps)
+    PGDTrainingHook(norm='l2', eps=4)
+    with pytest.raises(ValueError, match='alpha must be positive, got -1'):
+        PGDTrainingHook(alpha=-1)
+    with pytest.raises(ValueError, match='eta must be positive, got nan'):
+        DeconvolutionTrainingHook(eta=float('nan'))
+
+
+def test_deconvolution_of_an_identity_with_one_image():
+    """Batch norm has no statistics of one image; the attack leaves the training mode for it."""
+    model = MODELS.build(REID)
+    model.init_weights()
+    model.train()
+    attach(DeconvolutionTrainingHook(kernel_size=3, steps=1), model)
+    data = model.data_preprocessor(batch(), training=True)
+    for index, label in enumerate((0, 0, 0, 1, 1, 1, 1, 2)):
+        data['data_samples'][index].set_gt_label(label)
+    recorder = Recorder(model)
+    assert torch.isfinite(model.parse_losses(model(**data, mode='loss'))[0])
+    assert [(len(inputs), mode) for inputs, mode in recorder.calls] == [
+        (3, True), (4, True), (1, False), (8, True),
+    ]  # fmt: skip
+    assert model.training
 
 
 def test_inputs_without_names_are_refused():

@@ -37,6 +37,26 @@ def test_pgd_raises_the_loss_within_the_ball(problem, norm):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_steps_and_start_of_pgd(problem):
+    _, images, _ = problem
+    images = images / 2 + 0.25  # away from the limits
+    seen = []
+
+    def loss(x):
+        seen.append(x.detach() - images)
+        return x.sum()
+
+    pgd_attack(loss, images, 0.1, steps=3, random_start=False)
+    # One and a half times the radius in all, clamped
+    for delta, size in zip(seen, (0, 0.05, 0.1)):
+        assert torch.allclose(delta, torch.full_like(delta, size), atol=1e-6)
+    pgd_attack(loss, images, 0.1, steps=3)
+    start = seen[3]
+    assert start.abs().max() <= 0.1 + 1e-6
+    assert start.min() < -0.09
+    assert start.max() > 0.09
+
+
 def test_pgd_without_gradient_stays_finite(problem):
     _, images, _ = problem
     still = pgd_attack(lambda x: (x * 0).sum(), images, 0.5, 'l2')
@@ -90,6 +110,23 @@ def test_deconvolution_raises_the_loss_of_the_classes_present(problem):
         return F.cross_entropy(model(torch.stack(planes)), labels)
 
     assert total((out, kernels, biases)) > total(start)
+
+
+def test_kernels_of_the_deconvolution(problem):
+    _, images, labels = problem
+
+    def loss(x, index):
+        return (x * 0).sum()
+
+    _, kernels, biases = deconvolution_attack(loss, images, labels, 3, steps=0)
+    # Drawn for each class from U(-1/3, 1/3), as PyTorch initialises such a layer
+    assert kernels.abs().max() <= 1 / 3
+    assert (kernels.flatten(1).std(dim=1) > 0.05).all()
+    assert not torch.equal(kernels[0], kernels[1])
+    start = torch.full((3, 1, 1, 3, 3), 100.0), torch.full((3, 1), -100.0)
+    _, kernels, biases = deconvolution_attack(loss, images, labels, 3, 1, parameters=start)
+    assert torch.equal(kernels, torch.full_like(kernels, 5))
+    assert torch.equal(biases, torch.full_like(biases, -5))
 
 
 def test_constant_images_survive_the_deconvolution(problem):

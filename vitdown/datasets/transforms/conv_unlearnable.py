@@ -1,5 +1,7 @@
 """Class-wise keyed convolution as pipeline transforms."""
 
+import operator
+
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
@@ -44,6 +46,8 @@ class ConvUnlearnable(BaseTransform):
         poison_fraction: Fraction of the images to filter, 0..1.
         grayscale: Replace the channels of filtered images by their mean.
         same_filter: Use one filter for all classes, as a control.
+        class_shift: Use the filter of the class that is so many places further (in a circle), as a
+            control: what a model makes of test images with wrong filters.
         key_file: File that holds the key; see :class:`~vitdown.datasets.unlearnable.Key`.
         key_variable: Environment variable that holds it, ``VITDOWN_UNLEARNABLE_KEY`` by default.
         label_key: The sample's key that holds its class.
@@ -62,14 +66,16 @@ class ConvUnlearnable(BaseTransform):
         poison_fraction: float = 1.0,
         grayscale: bool = False,
         same_filter: bool = False,
+        class_shift: int = 0,
         key_file: str | None = None,
         key_variable: str | None = None,
         label_key: str = 'gt_label',
     ) -> None:
         self._seed = read_key(key_file, key_variable).seed
-        self._filters = class_filters(
+        filters = class_filters(
             self._seed, num_classes, kernel_size, blur_parameter, center, same_filter
         )
+        self._filters = np.roll(filters, -class_shift, axis=0)
         self.num_classes = num_classes
         self.kernel_size = kernel_size
         self.blur_parameter = blur_parameter
@@ -77,6 +83,7 @@ class ConvUnlearnable(BaseTransform):
         self.poison_fraction = poison_fraction
         self.grayscale = grayscale
         self.same_filter = same_filter
+        self.class_shift = class_shift
         self.label_key = label_key
         self._mask = self._draw_mask(0)
 
@@ -88,12 +95,8 @@ class ConvUnlearnable(BaseTransform):
                 sample is one of detection or segmentation.
         """
         label = self._label(results)
+        _check_pixels(self, results)
         if self.poison_fraction == 1 or self._is_chosen(results):
-            if results['img'].dtype != np.uint8:
-                raise ValueError(
-                    f'ConvUnlearnable: {_name(results)}: pixels are {results["img"].dtype}, '
-                    'expected uint8. Put it before transforms that convert or normalise.'
-                )
             results['img'] = convolve_image(results['img'], self._filters[label], self.grayscale)
         return results
 
@@ -110,21 +113,22 @@ class ConvUnlearnable(BaseTransform):
                 'training samples can be filtered; take the transform out of test pipelines, or '
                 'set label_key.'
             )
-        label = results[self.label_key]
-        if np.ndim(label) or not 0 <= label < self.num_classes or label != int(label):
+        label = _integer(results[self.label_key])
+        if label is None or not 0 <= label < self.num_classes:
             raise ValueError(
                 f'ConvUnlearnable: {_name(results)}: {self.label_key} must be one class of '
-                f'0..{self.num_classes - 1}, got {label}. Set num_classes to the number of classes '
-                'or identities of the training set.'
+                f'0..{self.num_classes - 1}, got {results[self.label_key]!r}. Set num_classes to '
+                'the number of classes or identities of the training set.'
             )
-        return int(label)
+        return label
 
     def _is_chosen(self, results: dict) -> bool:
-        index = results.get('sample_idx')
-        if index is None:
+        index = _integer(results.get('sample_idx'))
+        if index is None or index < 0:
             raise ValueError(
-                f'ConvUnlearnable: {_name(results)} has no sample_idx, which decides about the '
-                'image when poison_fraction is below 1. Use a dataset of MMEngine, or set it.'
+                f'ConvUnlearnable: {_name(results)} has no sample_idx of 0 or more, which decides '
+                'about the image when poison_fraction is below 1, but '
+                f'{results.get("sample_idx")!r}. Use a dataset of MMEngine, or set it.'
             )
         if index >= len(self._mask):
             self._mask = self._draw_mask(2 * index + 2)
@@ -142,12 +146,30 @@ class ConvUnlearnable(BaseTransform):
             f'kernel_size={self.kernel_size}, blur_parameter={self.blur_parameter}, '
             f'center={self.center}, poison_fraction={self.poison_fraction}, '
             f'grayscale={self.grayscale}, same_filter={self.same_filter}, '
-            f'label_key={self.label_key!r})'
+            f'class_shift={self.class_shift}, label_key={self.label_key!r})'
         )
 
 
 def _name(results: dict) -> str:
     return str(results.get('img_path') or f'sample {results.get("sample_idx", "without a name")}')
+
+
+def _integer(value) -> int | None:
+    """A Python, NumPy or PyTorch integer as an int; None for anything else."""
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_pixels(transform: BaseTransform, results: dict) -> None:
+    img = results['img']
+    if img.dtype != np.uint8 or img.ndim not in (2, 3):
+        raise ValueError(
+            f'{type(transform).__name__}: {_name(results)}: pixels are {img.dtype} of shape '
+            f'{img.shape}, expected uint8 of (H, W) or (H, W, C). Put it before transforms that '
+            'convert or normalise.'
+        )
 
 
 @TRANSFORMS.register_module()
@@ -192,6 +214,12 @@ class RandomConvBlur(BaseTransform):
         return draw_filter(np.random, self.kernel_size, self.blur_parameter)
 
     def transform(self, results: dict) -> dict:
+        """Filter ``results['img']``.
+
+        Raises:
+            ValueError: The image is not uint8.
+        """
+        _check_pixels(self, results)
         filt = self.random_filter()
         if filt is not None:
             results['img'] = convolve_image(results['img'], filt)

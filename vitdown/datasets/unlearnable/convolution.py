@@ -81,13 +81,18 @@ def convolve_image(img: np.ndarray, filt: np.ndarray, grayscale: bool = False) -
     return np.clip(sums * 255 / peak, 0, 255).astype(np.uint8)
 
 
+@torch.no_grad()
 def convolve_batch(
-    images: Tensor, filters: Tensor, labels: Tensor, grayscale: bool = False
-) -> Tensor:
+    images: Tensor | np.ndarray,
+    filters: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    grayscale: bool = False,
+) -> Tensor | np.ndarray:
     """Filter a batch, each image with the filter of its class, by grouped convolutions.
 
     In float32, like the paper's code, whose bytes it gives up to one level in fewer than 1e-4 of
-    the values; :func:`convolve_image` is the one that gives the same bytes everywhere.
+    the values; :func:`convolve_image` is the one that gives the same bytes everywhere. No
+    gradients.
 
     Args:
         images: ``(N, C, H, W)``, uint8, or floating point in 0..1.
@@ -96,12 +101,16 @@ def convolve_batch(
         grayscale: Replace the channels by their mean.
 
     Returns:
-        Tensor of the images' shape, data type and device; the largest value of every image is 255
-        (uint8, truncated) or 1. Black images come back as they are.
+        Array or tensor of the images' shape, data type and device; the largest value of every image
+        is 255 (uint8, truncated) or 1. Black images come back as they are.
 
     Raises:
-        ValueError: Shapes or data types don't fit, a label is outside 0..K-1.
+        ValueError: Shapes or data types don't fit, a label is outside 0..K-1, a floating point
+            pixel outside 0..1.
     """
+    if isinstance(images, np.ndarray):
+        return convolve_batch(torch.from_numpy(images), filters, labels, grayscale).numpy()
+    filters, labels = torch.as_tensor(filters), torch.as_tensor(labels, device=images.device)
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(
             f'images must be (N, C, H, W), uint8 or floating point, got {images.dtype} of shape '
@@ -111,13 +120,23 @@ def convolve_batch(
         raise ValueError(f'filters must be (K, k, k) with odd k, got {tuple(filters.shape)}.')
     if labels.shape != images.shape[:1]:
         raise ValueError(f'{len(images)} images need as many labels, got {tuple(labels.shape)}.')
-    if not len(images):
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f'labels must be integers, got {labels.dtype}.')
+    if not images.numel():
         return images.clone()
     if int(labels.min()) < 0 or int(labels.max()) >= len(filters):
         raise ValueError(
             f'labels must be 0 to {len(filters) - 1}, one for each filter, got '
             f'{int(labels.min())} to {int(labels.max())}.'
         )
+    if images.is_floating_point():
+        low, high = images.aminmax()
+        # Also false with NaN
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f'Floating point images must be 0..1, got {float(low):g} to {float(high):g}; '
+                'divide grey levels by 255.'
+            )
     filters = filters.to(images.device, torch.float32)
     top = 255 if images.dtype == torch.uint8 else 1
     step = _chunk_length(images)
@@ -129,7 +148,7 @@ def convolve_batch(
         out = torch.empty_like(images)
         for i in range(0, len(images), step):
             part = slice(i, i + step)
-            out[part] = _convolve(images[part], filters[labels[part]], grayscale, top)
+            out[part] = _convolve(images[part], filters[labels[part].long()], grayscale, top)
     return out
 
 

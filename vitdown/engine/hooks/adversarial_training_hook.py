@@ -1,5 +1,6 @@
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from mmengine.hooks import Hook
@@ -85,11 +86,16 @@ class PGDTrainingHook(AttackHook):
     with class-wise filters in the paper.
 
     Args:
-        eps: Radius in pixel values of 0..1, e.g. 4/255 with ``'linf'`` and 0.5 with ``'l2'``.
+        eps: Radius in pixel values of 0..1, e.g. 4/255 with ``'linf'`` (where it is at most 1) and
+            0.5 with ``'l2'``.
         norm: ``'linf'`` or ``'l2'``.
         steps: Steps of the attack; training takes about ``steps + 1`` times as long.
         alpha: Length of a step, ``1.5 * eps / steps`` by default.
-        random_start: See :func:`vitdown.models.attacks.pgd_attack`.
+        random_start: Start at a random point of the box; ``'l2'`` always starts at the image, see
+            :func:`vitdown.models.attacks.pgd_attack`.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -100,11 +106,16 @@ class PGDTrainingHook(AttackHook):
         alpha: float | None = None,
         random_start: bool = True,
     ) -> None:
-        if norm not in ('linf', 'l2') or eps < 0 or steps < 1:
+        if norm not in ('linf', 'l2') or steps < 1:
             raise ValueError(
-                f"norm must be 'linf' or 'l2', eps not negative and steps at least 1, got "
-                f'{norm!r}, {eps} and {steps}.'
+                f"norm must be 'linf' or 'l2' and steps at least 1, got {norm!r} and {steps}."
             )
+        if not 0 <= eps <= (1 if norm == 'linf' else math.inf) or not math.isfinite(eps):
+            raise ValueError(
+                f'eps must be a radius in pixel values of 0..1, such as 4 / 255, got {eps}.'
+            )
+        if alpha is not None and not 0 < alpha < math.inf:
+            raise ValueError(f'alpha must be positive, got {alpha}.')
         self.options = dict(eps=eps, norm=norm, steps=steps, alpha=alpha, random_start=random_start)
 
     def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
@@ -120,12 +131,16 @@ class DeconvolutionTrainingHook(AttackHook):
 
     Every batch gets fresh class-wise transposed convolutions that climb the loss for some steps
     (deconvolution-based adversarial training, DAT). The model stays in training mode, so batch
-    norms see the attack's images too. Needs hard labels: no Mixup, no CutMix.
+    norms see the attack's images too; only for a class with a single image in the batch, which has
+    no statistics of its own, it is in evaluation mode. Needs hard labels: no Mixup, no CutMix.
 
     Args:
         kernel_size: Odd side of the kernels; 3, 5 or 7 in the paper.
         steps: Steps of the attack.
         eta: Factor of the gradient.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, kernel_size: int = 7, steps: int = 10, eta: float = 0.1) -> None:
@@ -133,6 +148,8 @@ class DeconvolutionTrainingHook(AttackHook):
             raise ValueError(
                 f'kernel_size must be odd and steps at least 1, got {kernel_size} and {steps}.'
             )
+        if not 0 < eta < math.inf:
+            raise ValueError(f'eta must be positive, got {eta}.')
         self.options = dict(kernel_size=kernel_size, steps=steps, eta=eta)
 
     def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
@@ -144,6 +161,7 @@ class DeconvolutionTrainingHook(AttackHook):
         labels = torch.cat([sample.gt_label for sample in data_samples])
 
         def loss(images: Tensor, index: Tensor) -> Tensor:
-            return _loss(model, images, [data_samples[i] for i in index.tolist()])
+            with _evaluating(model) if len(index) == 1 else nullcontext():
+                return _loss(model, images, [data_samples[i] for i in index.tolist()])
 
         return deconvolution_attack(loss, pixels, labels, **self.options)[0]
