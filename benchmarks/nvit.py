@@ -295,7 +295,7 @@ def latency_shares(args: argparse.Namespace, pruned: Config, full: Config) -> tu
     def blocks(number: int) -> None:
         x = tokens[number]
         for layer in models[number].backbone.layers:
-            x = layer(x)
+            x = layer(x)[0]
 
     def share(run) -> float:
         # In turn, so that other work on the machine slows both alike
