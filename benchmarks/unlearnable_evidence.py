@@ -115,6 +115,14 @@ GROUPS = {
         for name in ('mixup', 'cutmix', 'cutout', 'random-blur')
     ],
     'dat': defended('DAT', 'dat', steps=2),
+    'mechanism': [
+        cifar('CNN, one filter for all classes', f'{CNN}-protected-same-filter'),
+        *(
+            cifar(f'CNN, {name}, {test} test', f'{CNN}-protected-{test}-test', options)
+            for name, options in (('clean', {FRACTION: 0.0}), ('protected', {}))
+            for test in ('filtered', 'rotated')
+        ),
+    ],
 }
 
 

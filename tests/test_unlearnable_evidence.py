@@ -42,6 +42,18 @@ def test_every_defence_has_a_row_of_clean_images():
         assert f'CNN, the clean {100 - percent} % alone' in names
 
 
+def test_models_of_filtered_tests_are_those_of_clean_ones():
+    """They train on what the rows with clean tests train on, and only test on something else."""
+    for row in GROUPS['mechanism'][1:]:
+        cfg = load_config(str(ROOT / 'configs' / row.config), row.options)
+        train, test = (loader.dataset.pipeline[0] for loader in (cfg.train_dataloader,
+                                                                 cfg.val_dataloader))  # fmt: skip
+        assert train.get('poison_fraction', 1.0) == float('protected' in row.name)
+        assert test.get('class_shift', 0) == int('rotated' in row.name)
+        assert test.type == train.type == 'ConvUnlearnable'
+        assert cfg.test_dataloader.dataset.pipeline == cfg.val_dataloader.dataset.pipeline
+
+
 def test_clean_rest_is_what_the_fraction_leaves():
     rest = clean_rest(0.8, KEY)
     chosen = poison_mask(0, 10, 3, 10000, 0.8)
