@@ -163,6 +163,27 @@ def test_weights_of_the_losses_do_not_decay(name):
         assert group['lr'] == cfg.optim_wrapper.optimizer.lr
 
 
+def test_each_dcal_config_differs_from_its_baseline_in_the_head_alone():
+    paths = sorted((ROOT / 'dcal').glob('dcal_*.py'))
+    assert len(paths) == 35
+    for path in paths:
+        name = path.name.removeprefix('dcal_')
+        (baseline,) = (p for p in (ROOT / 'dcal' / name, ROOT / 'reid' / name) if p.is_file())
+        ours, theirs = load_config(str(path)), load_config(str(baseline))
+        reid = ours.model.head.task == 'reid'
+        assert ours.model.head.glca.ratio == (0.3 if reid else 0.1), path.stem
+        for key in ('arch', 'img_size', 'patch_size', 'drop_path_rate'):
+            default = 0.0 if key == 'drop_path_rate' else None
+            assert ours.model.backbone.get(key, default) == theirs.model.backbone.get(key, default)
+        for loader in ('train_dataloader', 'test_dataloader'):
+            assert ours[loader] == theirs[loader], (path.stem, loader)
+        if '1xb16-100e' in path.name:
+            with torch.device('meta'):
+                head = MODELS.build(theirs.model).head
+            assert (list(head.necks), head.pwca, head.loss_weighting) == (['sa'], None, None)
+            assert ours.optim_wrapper == theirs.optim_wrapper
+
+
 RECIPES = [p for p in CONFIGS if '1xb64-120e' in p.name and p.parent.name == 'reid']
 
 

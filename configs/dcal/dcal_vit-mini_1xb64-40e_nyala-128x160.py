@@ -13,7 +13,7 @@ model = dict(
         patch_size=16,
         drop_path_rate=0.0,
     ),
-    head=dict(num_classes=179, in_channels=128, num_heads=4),
+    head=dict(num_classes=179, in_channels=128),
 )
 
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(log_vars=dict(decay_mult=0.0))))

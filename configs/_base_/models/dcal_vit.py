@@ -1,6 +1,5 @@
 # DCAL on a plain ViT: global-local and pair-wise cross-attention beside self-attention.
-# Configs set arch, img_size, in_channels and num_classes; num_heads and feedforward_channels of the
-# head where the backbone is not of ViT's usual shape (64 channels a head, MLP ratio 4).
+# Configs set arch, img_size, in_channels and num_classes.
 _base_ = './reid_vit.py'
 
 model = dict(

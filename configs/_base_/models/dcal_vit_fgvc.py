@@ -1,6 +1,6 @@
 # DCAL on a plain ViT for fine-grained classification: linear classifiers, summed probabilities.
-# Configs set arch, img_size, in_channels and num_classes, num_heads as in dcal_vit.py; mean and std
-# of the pretrained weights. Here they are DeiT's.
+# Configs set arch, img_size, in_channels and num_classes; mean and std of the pretrained weights.
+# Here they are DeiT's.
 model = dict(
     type='TokenClassifier',
     data_preprocessor=dict(
