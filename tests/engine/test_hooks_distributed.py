@@ -24,7 +24,7 @@ def make_hooks(names: list[str]) -> list:
     make = {
         'nkd': lambda: NKDHook(build(cnn(6), seed=1)),
         'uskd': lambda: USKDHook(alpha=0.0, beta=0.0, mu=1.0),
-        'smmix': lambda: SMMixHook(seed=3),
+        'smmix': SMMixHook,
     }
     return [make[name]() for name in names]
 
@@ -54,7 +54,9 @@ def run_rank(rank: int, port: int, folder, names: list[str], options: dict) -> N
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE='2')
     dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     cfg = dict(model_wrapper_cfg=WRAPPER)
-    result = run(names, folder / 'two', launcher='pytorch', cfg=cfg, **options)
+    # A seed of its own for each process: what they share, they must have agreed on.
+    seed = options.pop('seed', 7) + rank
+    result = run(names, folder / 'two', launcher='pytorch', cfg=cfg, seed=seed, **options)
     torch.save(result, folder / f'{rank}.pth')
     dist.barrier()
     dist.destroy_process_group()
@@ -93,6 +95,7 @@ def test_processes_mix_alike_and_stay_equal(tmp_path):
         ['smmix', 'uskd'],
         batch_size=2,
         epochs=3,
+        seed=3,
         optim_wrapper=dict(accumulative_counts=2),
     )
     kinds = [['loss_con' in step for step in result['steps']] for result in (first, second)]
