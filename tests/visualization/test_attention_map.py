@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from tests.conftest import run_tool
+from tools.visualization import vis_attention
+from vitdown.engine.launch import ConfigError
 from vitdown.models.layers import attention_rollout
 from vitdown.registry import MODELS
 from vitdown.visualization.attention_map import (
@@ -95,6 +97,54 @@ def test_pictures():
     assert draw_attention(image, attention, scale=2).size == (3 * 32 + 12, 64)
     flat = AttentionMap(np.ones((4, 2), np.float32), np.array([0]), (8, 8), (8, 8))
     assert np.ptp(draw_rollout(image, flat), axis=(0, 1)).max() == 0
+
+
+def test_rollout_lies_where_the_patches_are():
+    """Three overlapping patches of 8 pixels end at pixel 20 of 24: the rest is left as it is."""
+    image = np.full((8, 24, 3), 100, np.uint8)
+    attention = AttentionMap(np.array([[0.0, 1.0, 0.0]]), np.array([1]), (8, 8), (8, 6))
+    colours = draw_rollout(image, attention).astype(int)
+    assert (colours[:, 20:] == 100).all()
+    assert (colours[:, :20] != 100).any(axis=2).all()
+    # Symmetric about the centre of the middle patch, where it is red
+    np.testing.assert_array_equal(colours[:, :20], colours[:, 19::-1])
+    assert colours[4, 9, 0] > colours[4, 9, 2]
+    assert colours[4, 4, 2] > colours[4, 4, 0]
+
+
+def test_patches_behind_a_stem_are_those_of_the_image():
+    vit = dict(type='LVViT', img_size=(32, 16), patch_size=8)
+    (attention,) = attention_maps(build(BASELINE, **vit), torch.randn(1, 3, 32, 16))
+    assert attention.scores.shape == (4, 2)
+    assert attention.patch_size == attention.stride == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['photos', 'matches.jsonl'], 'matches.jsonl holds ranking lists and goes alone'),
+        (['matches.jsonl', 'missing'], 'matches.jsonl holds ranking lists and goes alone'),
+        (['photos', '-k', '3'], '-k is for ranking lists'),
+        (['photos', '--patches'], '--patches is for ranking lists'),
+        (['matches.jsonl', '-k', '0'], '-k must be at least 1, got 0'),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(monkeypatch, arguments, message):
+    command = ['vis_attention.py', 'config.py', 'weights.pth', *arguments, '--out-dir', 'out']
+    monkeypatch.setattr('sys.argv', command)
+    with pytest.raises(ConfigError, match=message):
+        vis_attention.check_arguments(vis_attention.parse_args())
+
+
+def test_ranking_lists_may_hold_empty_lines(tmp_path):
+    line = json.dumps(dict(query='a.png', matches=[dict(path='b.png', rank=1, score=0.5)]))
+    file = tmp_path / 'matches.jsonl'
+    file.write_text(f'{line}\n\n{line}\n\n')
+    lists = vis_attention.read_ranking_lists(str(file), 10, 100)
+    assert lists == 2 * [dict(query='a.png', matches=[('b.png', 1, 0.5)])]
+    file.write_text(f'{line}\n\nnothing\n')
+    with pytest.raises(ConfigError, match='line 3: expected a record'):
+        vis_attention.read_ranking_lists(str(file), 10, 100)
 
 
 def test_tool_draws_folders_and_ranking_lists(tmp_path, tiny_config, tiny_checkpoint, market_root):

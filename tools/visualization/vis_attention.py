@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         '--ratio', type=float, help="share of the patches selected (default: the model's, or 0.3)"
     )
     parser.add_argument('--max-images', type=int, default=100, help='pictures (default: 100)')
-    parser.add_argument('-k', type=int, default=10, help='matches a ranking list (default: 10)')
+    parser.add_argument('-k', type=int, help='matches a ranking list (default: 10)')
     parser.add_argument(
         '--patches', action='store_true', help='in ranking lists, local queries, not rollout'
     )
@@ -48,7 +48,8 @@ def read_ranking_lists(path: str, k: int, limit: int) -> list[dict]:
     """Records of a file that tools/search.py wrote."""
     lists = []
     with open(path, encoding='utf-8') as file:
-        for number, line in enumerate(islice(file, limit), 1):
+        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        for number, line in islice(lines, limit):
             try:
                 record = json.loads(line)
                 matches = [
@@ -63,16 +64,29 @@ def read_ranking_lists(path: str, k: int, limit: int) -> list[dict]:
     return lists
 
 
-def main() -> None:
-    args = parse_args()
-    for name in ('max_images', 'k', 'scale'):
-        if getattr(args, name) < 1:
-            raise ConfigError(f'--{name.replace("_", "-")} must be at least 1')
+def check_arguments(args: argparse.Namespace) -> None:
+    for name, option in (('max_images', '--max-images'), ('k', '-k'), ('scale', '--scale')):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f'{option} must be at least 1, got {value}')
     if args.ratio is not None and not 0 < args.ratio <= 1:
         raise ConfigError(f'--ratio must be in (0, 1], got {args.ratio}')
+    lists = [name for name in args.images if name.endswith('.jsonl')]
+    if lists and len(args.images) > 1:
+        raise ConfigError(f'{lists[0]} holds ranking lists and goes alone, without other images')
+    for option, given in (('-k', args.k is not None), ('--patches', args.patches)):
+        if given and not lists:
+            raise ConfigError(
+                f'{option} is for ranking lists, a .jsonl of tools/search.py; leave it out'
+            )
+
+
+def main() -> None:
+    args = parse_args()
+    check_arguments(args)
     inferencer = build_inferencer(args)
     if args.images[0].endswith('.jsonl'):
-        lists = read_ranking_lists(args.images[0], args.k, args.max_images)
+        lists = read_ranking_lists(args.images[0], args.k or 10, args.max_images)
         draw = draw_patches if args.patches else draw_rollout
         for number, record in enumerate(lists):
             paths = [record['query'], *(path for path, *_ in record['matches'])]

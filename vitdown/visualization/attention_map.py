@@ -76,36 +76,55 @@ def attention_maps(
     scores = attention_rollout_cls(feats.attentions)[:, 1:]
     selected = select_top_r(scores, ratio).cpu().numpy()
     grids = scores.unflatten(1, feats.patch_resolution).cpu().numpy()
-    patches = _patch_geometry(backbone, inputs.shape[2:], feats.patch_resolution)
+    patches = _patch_geometry(backbone, inputs.shape[1:], feats.patch_resolution)
     return [AttentionMap(grid, indices, *patches) for grid, indices in zip(grids, selected)]
 
 
 def _patch_geometry(
     backbone: nn.Module, image: Sequence[int], grid: Sequence[int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Size of the patches and steps between them; where no convolution cuts them, even tiles."""
+    """Size of the patches and steps between them, for images ``(C, H, W)``.
+
+    Even tiles where the patches are not cut by a convolution.
+    """
     projection = getattr(backbone.patch_embed, 'projection', None)
-    if isinstance(projection, nn.Conv2d):
+    # A stem may lie before the convolution, whose pixels are not the image's then.
+    if isinstance(projection, nn.Conv2d) and projection.in_channels == image[0]:
         return projection.kernel_size, projection.stride
-    tile = (image[0] // grid[0], image[1] // grid[1])
+    tile = (image[1] // grid[0], image[2] // grid[1])
     return tile, tile
 
 
 def draw_rollout(image: np.ndarray, attention: AttentionMap, opacity: float = 0.5) -> np.ndarray:
     """Rollout as colours over the image, from blue (the least of this image) to red.
 
+    Pixels at the right and lower edge that no patch reaches stay as they are.
+
     Args:
         image (np.ndarray): ``(H, W, 3)`` RGB uint8, as the model saw it.
         attention (AttentionMap): Of this image.
         opacity (float): Of the colours.
     """
-    height, width = image.shape[:2]
-    small = Image.fromarray(attention.scores.astype(np.float32))
-    scores = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+    scores = attention.scores.astype(np.float32)
+    for axis in (0, 1):
+        scores = _between_centres(scores, axis, attention.patch_size[axis], attention.stride[axis])
+    height, width = (min(size) for size in zip(image.shape, scores.shape))
+    scores = scores[:height, :width]
     low, high = attention.scores.min(), attention.scores.max()
     scaled = (scores - low) / max(high - low, np.finfo(np.float32).tiny)
     colours = 255 * _COLOURS(scaled)[..., :3]
-    return np.rint((1 - opacity) * image + opacity * colours).astype(np.uint8)
+    picture = image.copy()
+    mixed = (1 - opacity) * image[:height, :width] + opacity * colours
+    picture[:height, :width] = np.rint(mixed)
+    return picture
+
+
+def _between_centres(scores: np.ndarray, axis: int, patch: int, stride: int) -> np.ndarray:
+    """Scores of all pixels along an axis, linear between the centres of the patches."""
+    count = scores.shape[axis]
+    centres = stride * np.arange(count) + patch / 2
+    pixels = np.arange((count - 1) * stride + patch) + 0.5
+    return np.apply_along_axis(lambda line: np.interp(pixels, centres, line), axis, scores)
 
 
 def draw_patches(image: np.ndarray, attention: AttentionMap) -> np.ndarray:
