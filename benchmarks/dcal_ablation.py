@@ -3,16 +3,22 @@
     export VITDOWN_DATA=FOLDER  # holds omniglot/, nyala/, flowers17/; writable
     python -m benchmarks.dcal_ablation --sets synthetic omniglot --seeds 0 1 2
 
-All variants of a set share model, images, epochs and schedule, all in ``SETS``. Every finished
-training is written to ``results.json`` in the work dir and not run again, so that a run that was
-interrupted goes on, and the table of what is there comes at the end. Models with GLCA are tested
-with each branch alone, too.
+All variants of a set share model, images, epochs and schedule, all in ``SETS``; not the time, since
+a step with PWCA costs more than twice as much. Every finished training is written to
+``results.json`` in the work dir and not run again while its config stays the same, so that a run
+that was interrupted goes on, and the table of what is there comes at the end. Models with GLCA are
+tested with each branch alone, too; ``w`` are the learnt weights of the branches' losses, which
+start at 0.
 """
 
 import argparse
+import hashlib
 import json
+import os
+import statistics
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mmengine.config import Config
@@ -88,6 +94,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--minutes', type=float, help='start no training after this time; run again to go on'
     )
+    parser.add_argument(
+        '--adopt', action='store_true',
+        help='take results.json entries without a fingerprint of their config for results of the '
+        'present configs',
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -103,7 +114,6 @@ def configure(name: str, variant: str, seed: int, epochs: int, work_dir: str) ->
         backbone.img_size = setting.size
     head.in_channels = ARCH['embed_dims']
     if options is not None:
-        head.num_heads = ARCH['num_heads']
         for part, values in options.items():
             head[part] = None if values is None else {**head[part], **values}
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
@@ -128,36 +138,114 @@ def resize(pipeline: list[dict], size: tuple[int, int]) -> None:
             step.crop_size = size
 
 
+#: What of a config decides about its metrics
+FINGERPRINTED = (
+    'model', 'train_dataloader', 'test_dataloader', 'test_evaluator', 'optim_wrapper',
+    'param_scheduler', 'train_cfg', 'custom_hooks',
+)  # fmt: skip
+
+
+def fingerprint(cfg: Config) -> str:
+    """Short hash of what decides about a training's metrics, apart from the seed and folders."""
+    content = json.dumps({key: cfg.get(key) for key in FINGERPRINTED}, sort_keys=True, default=str)
+    content = content.replace(os.environ.get('VITDOWN_DATA', 'data') + '/', '')
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
 class Results:
-    """Metrics of finished trainings, kept in a file."""
+    """Metrics of finished trainings, kept in a file that several runs may share.
+
+    Entries are looked up by set, variant, epochs and seed; their ``config`` is the
+    :func:`fingerprint` of the config, and an entry of another config counts as none.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.metrics = json.loads(path.read_text()) if path.is_file() else {}
 
-    @staticmethod
-    def key(name: str, variant: str, seed: int, epochs: int) -> str:
-        return f'{name} | {variant} | {epochs} epochs | seed {seed}'
+    def read(self) -> dict[str, dict]:
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
 
-    def add(self, key: str, metrics: dict[str, float]) -> None:
-        self.metrics[key] = metrics
-        write_atomically(json.dumps(self.metrics, indent=1).encode(), self.path)
+    def get(self, key: str, config: str) -> dict | None:
+        """Metrics of a training, if they are of this config."""
+        entry = self.read().get(key, {})
+        return entry if entry.get('config') == config else None
+
+    def add(self, key: str, metrics: dict, config: str) -> None:
+        # Read again: another run may have added to the file.
+        self._write({**self.read(), key: {**metrics, 'config': config}})
+
+    def adopt(self, key: str, config: str) -> None:
+        """Take an entry without fingerprint for one of this config."""
+        entries = self.read()
+        if key in entries and 'config' not in entries[key]:
+            self._write({**entries, key: {**entries[key], 'config': config}})
+
+    def _write(self, entries: dict) -> None:
+        write_atomically(json.dumps(entries, indent=1).encode(), self.path)
 
 
-def table(name: str, variants: list[str], epochs: int, seeds: list[int], results: Results) -> None:
-    metrics = SETS[name].metrics
+def rows_of(variant: str) -> list[str]:
+    """Rows of the table that one training fills."""
+    options = VARIANTS[variant]
+    has_glca = options is not None and options.get('glca', {}) is not None
+    return [variant, *(f'{variant}: {part}' for part in BRANCHES.values() if has_glca)]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: of a set and a variant, with a seed."""
+
+    name: str
+    variant: str
+    seed: int
+    epochs: int
+    work_dir: str
+
+    def configure(self) -> Config:
+        return configure(self.name, self.variant, self.seed, self.epochs, self.work_dir)
+
+    @cached_property
+    def config(self) -> str:
+        """Fingerprint of its config."""
+        return fingerprint(self.configure())
+
+    def key(self, row: str | None = None) -> str:
+        return f'{self.name} | {row or self.variant} | {self.epochs} epochs | seed {self.seed}'
+
+    def run(self, results: Results) -> None:
+        """Train and test, each branch alone too."""
+        began = time.monotonic()
+        runner = build_runner(self.configure())
+        runner.train()
+        metrics = {**runner.test(), 'seconds': round(time.monotonic() - began, 1)}
+        head = runner.model.head
+        if getattr(head, 'loss_weighting', None) is not None:
+            weights = head.loss_weighting.log_vars.items()
+            metrics.update({f'w/{task}': round(w.item(), 4) for task, w in weights})
+        for branch, row in zip(BRANCHES, rows_of(self.variant)[1:]):
+            head.infer_branch = branch
+            results.add(self.key(row), runner.test(), self.config)
+        results.add(self.key(), metrics, self.config)
+
+
+def table(trainings: list[Training], results: Results) -> None:
+    """Print one table of all sets: mean and spread over the seeds that are there."""
+    cells: dict[tuple, list[dict]] = {}
+    for training in trainings:
+        for row in rows_of(training.variant):
+            if found := results.get(training.key(row), training.config):
+                cells.setdefault((training.name, row, training.epochs), []).append(found)
     rows = []
-    for variant in variants:
-        for row in (variant, *(f'{variant}: {part}' for part in BRANCHES.values())):
-            keys = (Results.key(name, row, seed, epochs) for seed in seeds)
-            runs = [results.metrics[key] for key in keys if key in results.metrics]
-            if runs:
-                cells = (spread([run[metric] for run in runs]) for metric in metrics)
-                rows.append([name, row, str(epochs), str(len(runs)), *cells])
-    if rows:
-        columns = [metric.split('/')[-1] for metric in metrics]
-        print_table(['set', 'model', 'epochs', 'seeds', *columns], rows)
-        print()
+    for (name, row, epochs), runs in cells.items():
+        metrics = [spread([run[metric] for run in runs]) for metric in SETS[name].metrics]
+        tasks = [key for key in runs[0] if key.startswith('w/') and all(key in run for run in runs)]
+        weights = (f'{key[2:]} {statistics.mean(run[key] for run in runs):.2f}' for key in tasks)
+        rows.append([name, row, str(epochs), str(len(runs)), *metrics, ', '.join(weights) or '-'])
+    columns = [
+        ' or '.join(dict.fromkeys(setting.metrics[i].split('/')[-1] for setting in SETS.values()))
+        for i in range(2)
+    ]
+    print_table(['set', 'model', 'epochs', 'seeds', *columns, 'w'], rows)
 
 
 def main() -> None:
@@ -168,34 +256,27 @@ def main() -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     results = Results(work_dir / 'results.json')
     start = time.monotonic()
-    epochs = {name: args.epochs or SETS[name].epochs for name in args.sets}
     # All sets and variants with one seed before the next seed: tables fill evenly.
     trainings = [
-        (name, variant, seed, epochs[name])
+        Training(name, variant, seed, args.epochs or SETS[name].epochs, str(work_dir / 'logs'))
         for seed in args.seeds
         for name in args.sets
         for variant in args.variants
     ]
     for training in trainings:
-        key = Results.key(*training)
-        if key in results.metrics:
+        if args.adopt:
+            for row in rows_of(training.variant):
+                results.adopt(training.key(row), training.config)
+        if results.get(training.key(), training.config):
             continue
-        began = time.monotonic()
-        if args.minutes is not None and began - start > 60 * args.minutes:
-            break
-        runner = build_runner(configure(*training, str(work_dir / 'logs')))
-        runner.train()
-        metrics = {**runner.test(), 'seconds': round(time.monotonic() - began, 1)}
-        name, variant, seed, count = training
-        if getattr(runner.model.head, 'glca', None) is not None:
-            for branch, part in BRANCHES.items():
-                runner.model.head.infer_branch = branch
-                part_key = Results.key(name, f'{variant}: {part}', seed, count)
-                results.add(part_key, runner.test())
-        results.add(key, metrics)
-        print(key, results.metrics[key], flush=True)
-    for name in args.sets:
-        table(name, args.variants, epochs[name], args.seeds, results)
+        if args.minutes is not None and time.monotonic() - start > 60 * args.minutes:
+            continue
+        training.run(results)
+        print(training.key(), results.get(training.key(), training.config), flush=True)
+    by_set = sorted(
+        trainings, key=lambda t: (args.sets.index(t.name), args.variants.index(t.variant))
+    )
+    table(by_set, results)
 
 
 if __name__ == '__main__':

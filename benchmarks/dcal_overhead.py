@@ -60,8 +60,6 @@ def build(args: argparse.Namespace, head: dict) -> nn.Module:
     )
     vit = MODELS.build(backbone)
     head = dict(num_classes=751, in_channels=vit.embed_dims, **head)
-    if head['type'] == 'DCALHead':
-        head['num_heads'] = vit.arch_settings['num_heads']
     model = MODELS.build(dict(type='ReIdentifier', backbone=backbone, head=head))
     model.init_weights()
     return model.to(args.device)

@@ -41,9 +41,9 @@ def run_seed(config: str, seed: int, work_dir: Path) -> tuple[dict, dict]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation of several seeds' values."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f'{statistics.mean(values):.1f} ± {deviation:.1f}'
+    """Mean and standard deviation of several seeds' values; one seed has no deviation."""
+    mean = f'{statistics.mean(values):.1f}'
+    return mean if len(values) == 1 else f'{mean} ± {statistics.stdev(values):.1f}'
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

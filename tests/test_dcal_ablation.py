@@ -1,8 +1,12 @@
 """The ablation of DCAL: what its variants are, and that finished trainings are kept."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.dcal_ablation import SETS, VARIANTS, Results, configure, table
+from benchmarks.dcal_ablation import SETS, VARIANTS, Results, Training, configure, table
+from benchmarks.train_table import spread
 from vitdown.registry import MODELS
 
 
@@ -24,11 +28,65 @@ def test_variants_differ_in_their_branches_alone(name, tmp_path):
     assert all(shape == shapes['baseline'] for shape in shapes.values())
 
 
+def training(seed=0, name='omniglot', variant='DCAL', epochs=8):
+    return Training(name, variant, seed, epochs, 'logs')
+
+
 def test_results_are_kept_and_tabled(tmp_path, capsys):
     path = tmp_path / 'results.json'
     for seed, value in enumerate((10.0, 12.0)):
-        metrics = {'reid/mAP': value, 'reid/CMC@1': 2 * value}
-        Results(path).add(Results.key('omniglot', 'DCAL', seed, 8), metrics)
-    table('omniglot', ['baseline', 'DCAL'], 8, [0, 1, 2], Results(path))
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last == '| omniglot | DCAL | 8 | 2 | 11.0 ± 1.4 | 22.0 ± 2.8 |'
+        metrics = {'reid/mAP': value, 'reid/CMC@1': 2 * value, 'w/sa': value / 10, 'w/pwca': 0.5}
+        Results(path).add(training(seed).key(), metrics, training(seed).config)
+    part = {'reid/mAP': 1.0, 'reid/CMC@1': 2.0}
+    Results(path).add(training().key('DCAL: SA alone'), part, training().config)
+    plain = training(variant='baseline')
+    table([plain, *(training(seed) for seed in range(3))], Results(path))
+    assert capsys.readouterr().out.splitlines() == [
+        '| set | model | epochs | seeds | mAP or top1 | CMC@1 or top5 | w |',
+        '| --- | --- | --- | --- | --- | --- | --- |',
+        '| omniglot | DCAL | 8 | 2 | 11.0 ± 1.4 | 22.0 ± 2.8 | sa 1.10, pwca 0.50 |',
+        '| omniglot | DCAL: SA alone | 8 | 1 | 1.0 | 2.0 | - |',
+    ]
+
+
+def test_results_of_another_config_count_as_none(tmp_path, monkeypatch):
+    results = Results(tmp_path / 'results.json')
+    now = training()
+    results.add(now.key(), {'reid/mAP': 1.0}, now.config)
+    assert results.get(now.key(), training(seed=1).config) is not None
+    monkeypatch.setitem(SETS, 'omniglot', replace(SETS['omniglot'], patch=16))
+    assert training().key() == now.key()
+    assert results.get(now.key(), training().config) is None
+
+
+def test_a_fingerprint_does_not_depend_on_where_the_data_is(monkeypatch):
+    found = set()
+    for folder in ('data', '/somewhere/else'):
+        monkeypatch.setenv('VITDOWN_DATA', folder)
+        found.add(training().config)
+    assert len(found) == 1
+    assert training(variant='+GLCA').config not in found
+
+
+def test_two_runs_on_one_file_keep_each_others_results(tmp_path):
+    first, second = (Results(tmp_path / 'results.json') for _ in range(2))
+    first.add('a', {'reid/mAP': 1.0}, 'x')
+    second.add('b', {'reid/mAP': 2.0}, 'x')
+    first.add('c', {'reid/mAP': 3.0}, 'x')
+    assert set(second.read()) == {'a', 'b', 'c'}
+
+
+def test_entries_without_a_fingerprint_count_once_they_are_adopted(tmp_path):
+    path = tmp_path / 'results.json'
+    path.write_text(json.dumps({'a': {'reid/mAP': 1.0}, 'b': {'reid/mAP': 2.0, 'config': 'y'}}))
+    results = Results(path)
+    assert results.get('a', 'x') is None
+    for key in 'abc':
+        results.adopt(key, 'x')
+    assert results.get('a', 'x') == {'reid/mAP': 1.0, 'config': 'x'}
+    assert results.get('b', 'x') is results.get('c', 'x') is None
+
+
+def test_one_seed_has_no_deviation():
+    assert spread([1.25]) == '1.2'
+    assert spread([1.0, 3.0]) == '2.0 ± 1.4'
