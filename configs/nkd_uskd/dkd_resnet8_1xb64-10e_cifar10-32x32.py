@@ -1,5 +1,5 @@
-# Temperature and weights of the official ImageNet config. Those for CIFAR-100 (4, 1 and 8) multiply
-# the gradients by more than ten, which ten epochs without warm-up do not survive.
+# Temperature and weights of the official ImageNet config. With those for CIFAR-100 (4, 1 and 8) the
+# loss starts at 72, and ten epochs without warm-up ended far below cross-entropy.
 _base_ = [
     './resnet8_1xb64-10e_cifar10-32x32.py',
     '../_base_/models/cifar_resnet20_teacher.py',
