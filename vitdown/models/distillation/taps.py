@@ -81,8 +81,7 @@ def _find_last_tokens(model: nn.Module) -> dict:
 
 
 def _extra_tokens(model: nn.Module, path: str) -> int:
-    """Leading tokens that are no patches in what a module returns, as it or the nearest module around
-    it says."""
+    """Leading tokens that are no patches, by the module or the nearest one around it that knows."""
     while path:
         module = model.get_submodule(path)
         path = path.rpartition('.')[0]
