@@ -14,7 +14,7 @@ model = dict(
 train_dataloader = dict(batch_size=144)
 
 heads = dict(cls='head.layers.head', dist='head.layers.head_dist')
-# The CNN's hook comes first: it halves the loss on labels, and nothing else.
+# The CNN's hook also halves the loss on labels, and nothing else.
 custom_hooks = [
     dict(
         type='DistillationHook',

@@ -8,7 +8,7 @@ _base_ = [
 ]
 
 heads = dict(cls='head.layers.head', dist='head.layers.head_dist')
-# The CNN's hook comes first: it halves the loss on labels, and nothing else.
+# The CNN's hook also halves the loss on labels, and nothing else.
 custom_hooks = [
     dict(
         type='DistillationHook',

@@ -349,6 +349,8 @@ def test_recipe_losses_through_the_distillation_hooks():
     samples = [DataSample().set_gt_label(i) for i in range(4)]
     with from_cnn.record(images) as first, from_full.record(images) as second:
         losses = student(images, samples, mode='loss')
+    for distiller in (from_full, from_cnn):
+        losses = distiller.weigh(losses)
     losses = from_cnn.add_to(losses, first, samples)
     losses = from_full.add_to(losses, second, samples)
     with torch.no_grad():
