@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vitdown.models.quantization import quantizers_of
+from vitdown.models.quantization import OscillationMonitor, quantizers_of
 
 from .classification import build, classifier, make_runner, reidentifier, train, vit_backbone
 
@@ -50,19 +50,91 @@ def test_training_from_full_precision_and_reloading(tmp_path):
 
 def test_calibration_is_that_of_the_first_batch(tmp_path):
     model = build(quantized())
-    runner = make_runner(model, tmp_path, [dict(type='QuantCalibrationHook')], epochs=1)
+    hook, runner = calibration(model, tmp_path)
     reference = build(quantized())
     batch = torch.stack([runner.train_dataloader.dataset[i]['inputs'] for i in range(6)])
     reference.eval()
     with torch.no_grad():
         reference(reference.data_preprocessor({'inputs': list(batch)})['inputs'])
-    hook = next(h for h in runner.hooks if type(h).__name__ == 'QuantCalibrationHook')
     hook.before_train(runner)
     for own, expected in zip(quantizers_of(model), quantizers_of(reference)):
         torch.testing.assert_close(own.step, expected.step)
+
+
+def calibration(model, work_dir, **kwargs):
+    hook = dict(type='QuantCalibrationHook', **kwargs)
+    runner = make_runner(model, work_dir, [hook], epochs=1)
+    return next(h for h in runner.hooks if type(h).__name__ == hook['type']), runner
+
+
+def test_calibration_leaves_steps_of_a_checkpoint_alone(tmp_path):
+    model = build(quantized())
+    hook, runner = calibration(model, tmp_path)
+    hook.before_train(runner)
+    with torch.no_grad():
+        for quantizer in quantizers_of(model):
+            quantizer.step.mul_(2)
     before = [quantizer.step.clone() for quantizer in quantizers_of(model)]
     hook.before_train(runner)
     assert all(torch.equal(a, q.step) for a, q in zip(before, quantizers_of(model)))
+
+
+def test_calibration_by_several_batches_is_their_mean_without_dropout(tmp_path):
+    config = quantized(backbone=vit_backbone(quant_cfg=W3A3, drop_rate=0.5))
+    model = build(config)
+    # More than the two that there are
+    hook, runner = calibration(model, tmp_path, num_batches=5)
+    hook.before_train(runner)
+    assert model.training
+    assert all(quantizer.is_initialized for quantizer in quantizers_of(model))
+    steps = []
+    for batch in runner.train_dataloader:
+        reference = build(config).eval()
+        with torch.no_grad():
+            reference(reference.data_preprocessor(batch)['inputs'])
+        steps.append([quantizer.step.detach() for quantizer in quantizers_of(reference)])
+    assert len(steps) == 2
+    for own, first, second in zip(quantizers_of(model), *steps):
+        torch.testing.assert_close(own.step.detach(), (first + second) / 2)
+
+
+def test_oscillation_is_that_of_the_weights_that_cga_puts_back(tmp_path):
+    model = build(quantized())
+    runner = train(
+        model,
+        tmp_path,
+        [
+            dict(type='QuantCalibrationHook'),
+            dict(type='OscillationHook'),
+            dict(type='CGAHook', boundary_range=0.02),
+        ],
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=5e-2, weight_decay=0.1)),
+    )
+    monitor = next(h for h in runner.hooks if type(h).__name__ == 'OscillationHook').monitor
+    reference = OscillationMonitor(model)
+    reference.update()
+    for name, tracker in monitor.trackers.items():
+        assert torch.equal(tracker.codes, reference.trackers[name].codes), name
+
+
+@pytest.mark.parametrize(('interval', 'updates'), [(1, 5), (2, 3), (3, 2)])
+def test_oscillation_is_observed_every_so_many_steps(tmp_path, monkeypatch, interval, updates):
+    seen = []
+    update = OscillationMonitor.update
+    monkeypatch.setattr(OscillationMonitor, 'update', lambda m: seen.append(m) or update(m))
+    options = dict(momentum=0.3, threshold=0.2, boundary_range=0.1)
+    train(
+        quantized(),
+        tmp_path,
+        [dict(type='OscillationHook', interval=interval, **options)],
+        batch_size=3,
+        optim_wrapper=dict(accumulative_counts=2),
+    )
+    # The start, then some of the four steps in eight iterations
+    assert len(seen) == updates
+    monitor = seen[0]
+    assert (monitor.threshold, monitor.boundary_range) == (0.2, 0.1)
+    assert {tracker.momentum for tracker in monitor.trackers.values()} == {0.3}
 
 
 @pytest.mark.parametrize('cga_on_qk', ['none', 'grad'])

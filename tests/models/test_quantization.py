@@ -38,6 +38,7 @@ from vitdown.models.quantization import (
     statsq_codes,
     unpack_codes,
 )
+from vitdown.models.quantization.functional import threshold_distance
 from vitdown.registry import MODELS
 
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
@@ -131,6 +132,18 @@ class TestLSQ:
         )
         for leaf, grad in zip(leaves, expected):
             torch.testing.assert_close(leaf.grad, grad)
+
+    def test_bounds_belong_to_the_inside(self):
+        x = torch.tensor([-4.1, -4, 3, 3.1], requires_grad=True)
+        lsq(x, torch.ones(1), -4, 3).sum().backward()
+        assert x.grad.tolist() == [0, 1, 1, 0]
+
+    def test_one_negative_batch_makes_the_codes_signed(self):
+        quantizer = LSQQuantizer(8, (-1,), 1, signed=None)
+        for batch in (torch.rand(4, 4) - 0.5, torch.rand(4, 4)):
+            quantizer.reset()
+            quantizer(batch)
+        assert quantizer.bounds == (-128, 127)
 
     def test_first_batch_sets_the_steps_and_the_sign(self):
         positive = LSQQuantizer(8, (-1,), 1, signed=None)
@@ -363,6 +376,27 @@ class TestConversion:
             assert torch.equal(model(image)[-1], first)
             assert len(calls) == 2
 
+    def test_steps_that_change_are_noticed_in_evaluation(self):
+        model = tiny_vit({**W4A4, 'w_quant': 'lsq'}).eval()
+        image = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            first = model(image)[-1]
+            step = model.layers[0].ffn.layers[0][0].weight_quant.step
+            step.mul_(3)
+            assert not torch.equal(model(image)[-1], first)
+
+    @pytest.mark.parametrize('training', [False, True])
+    def test_compiles_without_graph_breaks(self, training):
+        model = tiny_vit()
+        image = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            model(image)
+        model.train(training)
+        with torch.set_grad_enabled(training):
+            expected = model(image)[-1]
+            found = torch.compile(model, fullgraph=True, backend='eager')(image)[-1]
+        torch.testing.assert_close(found, expected)
+
     def test_steps_of_another_input_size_are_resized(self):
         model = tiny_vit(img_size=32).eval()
         run(model)
@@ -505,6 +539,24 @@ class TestConverter:
 
 
 class TestOscillation:
+    def test_distance_to_the_thresholds_that_there_are(self):
+        # 2 bits: thresholds at -1.5, -0.5 and 0.5
+        position = torch.tensor([-2.5, -1.5, -0.4, 0.2, 0.5, 1.5])
+        expected = torch.tensor([torch.inf, 0, 0.1, 0.3, 0, torch.inf])
+        torch.testing.assert_close(threshold_distance(position, 2), expected)
+
+    @pytest.mark.parametrize('boundary_range', [0.01, 0.2])
+    def test_band_of_a_row(self, boundary_range):
+        model = tiny_vit()
+        run(model)
+        monitor = OscillationMonitor(model, boundary_range=boundary_range)
+        monitor.update()
+        weight = model.layers[0].ffn.layers[0][0].weight
+        expected = cga_free_mask(weight, 4, boundary_range).float().mean().item()
+        found = monitor.summary()['layers.0.ffn.layers.0.0']['band']
+        assert found == pytest.approx(expected, abs=2e-3)
+        assert 0 < found < 0.5
+
     def test_alternating_codes(self):
         tracker = OscillationTracker(momentum=0.1)
         for step in range(30):

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from mmengine.hooks import Hook
@@ -36,7 +37,8 @@ class QuantCalibrationHook(Hook):
     training mode.
 
     Args:
-        num_batches (int): Batches to average over. Defaults to 1, as in OFQ's official code.
+        num_batches (int): Batches to average over, or as many as there are. Defaults to 1, as in
+            OFQ's official code.
     """
 
     def __init__(self, num_batches: int = 1) -> None:
@@ -53,18 +55,19 @@ class QuantCalibrationHook(Hook):
         sums = [torch.zeros_like(quantizer.step) for quantizer in quantizers]
         training = model.training
         model.eval()
-        batches = iter(runner.train_dataloader)
-        for _ in range(self.num_batches):
+        seen = 0
+        for batch in islice(runner.train_dataloader, self.num_batches):
             for quantizer in quantizers:
                 quantizer.reset()
-            data = model.data_preprocessor(next(batches), training=True)
+            data = model.data_preprocessor(batch, training=True)
             model(**data, mode='tensor')
             for total, quantizer in zip(sums, quantizers):
                 total += quantizer.step
+            seen += 1
         for total, quantizer in zip(sums, quantizers):
-            quantizer.step.copy_(total / self.num_batches)
+            quantizer.step.copy_(total / seen)
         model.train(training)
-        runner.logger.info(f'{len(quantizers)} quantizers calibrated by {self.num_batches} batches')
+        runner.logger.info(f'{len(quantizers)} quantizers calibrated by {seen} batches')
 
 
 @HOOKS.register_module()
@@ -99,8 +102,8 @@ class CGAHook(Hook):
 class OscillationHook(Hook):
     """Logs how many low-bit weights oscillate, as ``osc/frac`` and others.
 
-    See :meth:`OscillationMonitor.summary`. Codes are observed after steps of the optimizer, not
-    after iterations that only accumulate gradients.
+    See :meth:`OscillationMonitor.summary`. Codes are observed after iterations with a step of the
+    optimizer, not after those that only accumulate gradients.
 
     Args:
         momentum (float): See :class:`OscillationTracker`. Defaults to 0.01.
@@ -135,13 +138,11 @@ class OscillationHook(Hook):
         optimizer = single_optimizer(runner, self)
         self.monitor = OscillationMonitor(unwrap(runner.model), **self.options)
         self.monitor.update()
-        self._steps = 0
-        self._handle = optimizer.register_step_post_hook(self._observe)
+        self._steps = self._observed = 0
+        self._handle = optimizer.register_step_post_hook(self._count)
 
-    def _observe(self, *_) -> None:
+    def _count(self, *_) -> None:
         self._steps += 1
-        if self._steps % self.interval == 0:
-            self.monitor.update()
 
     def after_train_iter(
         self,
@@ -150,6 +151,10 @@ class OscillationHook(Hook):
         data_batch: Sequence | None = None,
         outputs: dict | None = None,
     ) -> None:
+        # Not within the step: CGAHook still puts weights back there
+        if self._steps - self._observed >= self.interval:
+            self._observed = self._steps
+            self.monitor.update()
         if not self.every_n_train_iters(runner, self.log_interval):
             return
         for name, shares in self.monitor.summary().items():

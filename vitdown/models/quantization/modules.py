@@ -1,4 +1,4 @@
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,17 @@ Quantizer = nn.Module
 class CachedWeights:
     """Keeps quantized weights between the forward passes of an evaluation.
 
-    A change of the weights in place, by an optimizer or a checkpoint, is noticed by their version.
+    A change of the weight or of its quantizer in place, by an optimizer or a checkpoint, is noticed
+    by the tensors' versions. Changes by way of ``.data`` have none: call ``train()`` or ``eval()``
+    after them.
     """
 
-    _cache: tuple | None = None
-
-    def cached(self, name: str, weight: Tensor, compute) -> Tensor:
-        """``compute()``, computed once for this content of ``weight``."""
+    def cached(self, name: str, quantizer: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+        """``compute()``, computed once for these contents of the weight and its quantizer."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
-        key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        tensors = (self.weight, *quantizer.parameters(), *quantizer.buffers())
+        key = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
         cache = self.__dict__.setdefault('_weights', {})
         if cache.get(name, (None, None))[0] != key:
             cache[name] = key, compute()
@@ -61,7 +62,7 @@ class QuantLinear(CachedWeights, nn.Linear):
 
     def quantized_weight(self) -> Tensor:
         """The weight that the layer computes with, ``(O, I)`` float32."""
-        return self.cached('weight', self.weight, lambda: self.weight_quant(self.weight))
+        return self.cached('weight', self.weight_quant, lambda: self.weight_quant(self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., I)`` to ``(..., O)``."""
@@ -103,7 +104,7 @@ class QuantConv2d(CachedWeights, nn.Conv2d):
 
     def quantized_weight(self) -> Tensor:
         """The weight that the layer computes with, ``(O, I, kh, kw)`` float32."""
-        return self.cached('weight', self.weight, lambda: self.weight_quant(self.weight))
+        return self.cached('weight', self.weight_quant, lambda: self.weight_quant(self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, I, H, W)`` to ``(B, O, H', W')``."""
@@ -161,12 +162,6 @@ class QuantQKV(Attending, QuantLinear):
         )
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
 class QKRProjection(Attending, CachedWeights, nn.Linear):
     """Query-key reparametrisation (Sec. 4.2): the product of both weights is quantized per head.
 
@@ -218,18 +213,22 @@ class QKRProjection(Attending, CachedWeights, nn.Linear):
 
     def product(self) -> Tensor:
         """Latent product of query and key weights, ``(H * C, C)``: rows ``i * C ...`` are P_i."""
-        with _without_autocast(self.weight.device.type):
+        with torch.autocast(self.weight.device.type, enabled=False):
             query, key, _ = self.weight.split(self.part_sizes)
             query, key = (w.unflatten(0, (self.num_heads, -1)) for w in (query, key))
             return (query.transpose(1, 2) @ key).flatten(0, 1)
 
     def quantized_value_weight(self) -> Tensor:
         """The value weight that the layer computes with, ``(H * v, C)``."""
-        return self.cached('value', self.weight, lambda: self.weight_quant(self.value_weight()))
+        return self.cached(
+            'value', self.weight_quant, lambda: self.weight_quant(self.value_weight())
+        )
 
     def quantized_product(self) -> Tensor:
         """The product that the layer computes with, ``(H * C, C)``."""
-        return self.cached('product', self.weight, lambda: self.product_quant(self.product()))
+        return self.cached(
+            'product', self.product_quant, lambda: self.product_quant(self.product())
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(B, 1, N, C)``, keys ``(B, H, N, C)`` and values ``(B, H, N, v)``."""

@@ -201,7 +201,8 @@ class LSQQuantizer(nn.Module):
         if self.signed is not None:
             lowest = x.min()
             dist.broadcast(lowest)
-            self._is_signed = bool(lowest < -1e-5)
+            # One negative batch is enough
+            self._is_signed |= bool(lowest < -1e-5)
             self.signed.fill_(self._is_signed)
         step = lsq_initial_step(x, self.broadcast_step().shape, self.bounds[1], self.init_factor)
         self.step.copy_(step.flatten())
@@ -211,7 +212,7 @@ class LSQQuantizer(nn.Module):
         self._is_initialized = True
 
     def reset(self) -> None:
-        """Leave the steps to the next batch."""
+        """Leave the steps to the next batch; a sign that was found stays."""
         self.initialized.fill_(False)
         self._is_initialized = False
 
