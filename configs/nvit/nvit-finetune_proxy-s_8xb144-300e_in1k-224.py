@@ -1,4 +1,4 @@
-# NViT's fine-tuning of what pruning left, as a recipe for tools/pruning/export_pruned.py --recipe.
+# NViT's fine-tuning of what pruning left: the recipe of the pruning of DeiT-B.
 # Its own model is a stand-in of NViT-S's published cost, not the official architecture.
 _base_ = [
     '../_base_/models/nvit_deit-base-distilled.py',

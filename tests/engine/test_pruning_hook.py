@@ -51,7 +51,7 @@ def run(tiny_config, work_dir, hooks, **options):
 def pruned(tiny_config, tmp_path_factory):
     """A run to half of the multiply-adds."""
     work_dir = tmp_path_factory.mktemp('pruned')
-    return run(tiny_config, work_dir, [HOOK]), work_dir
+    return run(tiny_config, work_dir, [{**HOOK, 'recipe': str(tiny_config)}]), work_dir
 
 
 def hook_of(runner) -> PruningHook:
@@ -87,6 +87,7 @@ def test_every_target_has_a_model_a_config_and_a_report(pruned):
         cfg = load_config(str(path.with_suffix('.py')))
         assert not cfg.custom_hooks
         assert cfg.load_from == str(path)
+        assert cfg.train_cfg.max_epochs == 4, "the recipe's, not the 40 of pruning"
         model = MODELS.build(cfg.model)
         model.load_state_dict(content['state_dict'])
         assert ViTStructure(model).sizes == sizes

@@ -31,6 +31,13 @@ class KillHook(Hook):
 """
 
 
+def call_tool(name, *args):
+    """Run a tool within this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('sys.argv', [name, *map(str, args)])
+        runpy.run_path(str(ROOT / f'tools/pruning/{name}.py'))['main']()
+
+
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory, tiny_config):
     """Checkpoint of one epoch."""
@@ -96,6 +103,57 @@ def test_pruned_model_is_tested_by_the_config_beside_it(pruned):
     assert 0 < json.loads(out.read_text())['reid/mAP'] <= 100
 
 
+def test_pruned_model_is_fine_tuned_as_the_config_says(pruned, tiny_config):
+    """The constant rate and the endless training belong to pruning alone."""
+    cfg, own = (load_config(str(path)) for path in (pruned / 'pruned_0.6.py', tiny_config))
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'val_cfg', 'val_dataloader'):
+        assert cfg[key] == own[key], key
+    assert not cfg.custom_hooks
+
+
+def test_dense_model_gets_another_recipe(pruned, tiny_config, tmp_path):
+    recipe = tmp_path / 'recipe.py'
+    recipe.write_text(
+        f"_base_ = '{tiny_config}'\n"
+        'model = dict(backbone=dict(drop_path_rate=0.0))\n'
+        'train_cfg = dict(max_epochs=7)\n'
+    )
+    out = tmp_path / 'small.pth'
+    source = pruned / 'pruned_0.6.pth'
+    options = ['--cfg-options', 'model.backbone.drop_path_rate=0.3']
+    args = ['export_pruned', source.with_suffix('.py'), source, out, '--recipe', recipe, *options]
+    call_tool(*args)
+    cfg = load_config(str(out.with_suffix('.py')))
+    assert (cfg.model.backbone.drop_path_rate, cfg.train_cfg.max_epochs) == (0.0, 7)
+    assert cfg.load_from == str(out)
+    before, after = (load_checkpoint_file(path)['state_dict'] for path in (source, out))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize('own_hook', [False, True])
+@pytest.mark.parametrize(('key', 'limit'), [('max_epochs', 1000), ('max_iters', 100_000)])
+def test_pruning_keeps_its_own_rate_and_counts_as_the_config(
+    tiny_config, checkpoint, tmp_path, own_hook, key, limit
+):
+    path = tmp_path / 'config.py'
+    hook = "dict(type='PruningHook', cost='macs', interval=7)" if own_hook else ''
+    path.write_text(
+        f"_base_ = '{tiny_config}'\n"
+        f'custom_hooks = [{hook}]\n'
+        f'train_cfg = dict(_delete_=True, by_epoch={key == "max_epochs"}, {key}=5)\n'
+    )
+    tool = runpy.run_path(str(ROOT / 'tools/pruning/prune.py'))
+    cfg = load_config(str(path))
+    rate = cfg.optim_wrapper.optimizer.lr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('sys.argv', ['prune', str(path), str(checkpoint), '--target-macs', '0.5'])
+        tool['apply_args'](cfg, tool['parse_args']())
+    assert cfg.train_cfg == {'by_epoch': key == 'max_epochs', key: limit}
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(rate if own_hook else 0.1 * rate)
+    assert cfg.custom_hooks[0].recipe.train_cfg[key] == 5
+    assert cfg.custom_hooks[0].get('interval') == (7 if own_hook else None)
+
+
 def test_masked_checkpoint_is_exported_exactly(pruned, tiny_config):
     """The exact dense model gives the features of the masked one, and has its own config."""
     last = max(pruned.glob('epoch_*.pth'), key=lambda p: int(p.stem.split('_')[1]))
@@ -125,16 +183,12 @@ def test_masked_checkpoint_is_exported_exactly(pruned, tiny_config):
         ('prune', ['--target-latency', '0.5'], 'give a table'),
         ('prune', ['--target-macs', '0.5', '--latency-table', 'x.json'], 'is for --target-latency'),
         ('prune', ['--target-macs', '0.5', '--group-sizes', 'emb=x'], 'takes KIND=UNITS'),
+        ('prune', ['--target-macs', '0.5', '--max-epochs', '0'], '--max-epochs must be at least 1'),
         ('export_pruned', ['{tmp}/a.pth'], 'Nothing is pruned'),
         ('export_pruned', ['{tmp}/a.onnx'], r'must be a \.pth file'),
     ],
 )
-def test_mistakes_get_one_message(
-    tiny_config, checkpoint, tmp_path, monkeypatch, tool, args, message
-):
+def test_mistakes_get_one_message(tiny_config, checkpoint, tmp_path, tool, args, message):
     args = [arg.format(tmp=tmp_path) for arg in args]
-    argv = [tool, tiny_config, checkpoint, *args, '--work-dir', tmp_path]
-    monkeypatch.setattr('sys.argv', [str(arg) for arg in argv])
-    main = runpy.run_path(str(ROOT / f'tools/pruning/{tool}.py'))['main']
     with pytest.raises(ValueError, match=message):
-        main()
+        call_tool(tool, tiny_config, checkpoint, *args, '--work-dir', tmp_path)

@@ -1,6 +1,7 @@
 """Write the dense model of a masked checkpoint, and a config that runs it.
 
 python tools/pruning/export_pruned.py CONFIG work_dirs/.../epoch_9.pth pruned.pth [--ln-mode exact]
+python tools/pruning/export_pruned.py pruned_0.5.py pruned_0.5.pth small.pth --recipe CONFIG
 """
 
 import argparse
@@ -21,13 +22,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--ln-mode',
         choices=['dense', 'exact'],
-        default='dense',
-        help="'exact' computes the same as the masked model also where the embedding was pruned",
+        help="'exact' computes the same as the masked model also where the embedding was pruned "
+        '(default: as in the config)',
     )
     parser.add_argument(
         '--recipe',
         metavar='CONFIG',
-        help='config to take all but the model from, to fine-tune with',
+        help='config to fine-tune with, which all but the model is taken from, and its drop rates; '
+        'for dense models, too',
     )
     return parser.parse_args()
 
@@ -50,14 +52,17 @@ def main() -> None:
         gates, history = [gate.bool() for gate in state['gates']], state['history']
     else:
         gates = structure.gates_from_zeros(state_dict)
-    if all(gate.all() for gate in gates):
-        raise ConfigError(f'Nothing is pruned in {args.checkpoint}')
+    if all(gate.all() for gate in gates) and not args.recipe:
+        raise ConfigError(
+            f'Nothing is pruned in {args.checkpoint}; a dense model gets another config by --recipe'
+        )
     hooks = cfg.get('custom_hooks') or []
     costs = [hook.get('cost', 'latency') for hook in hooks if 'PruningHook' in str(hook['type'])]
     print(format_pruning_report(structure, gates, (costs or ['cost'])[0], history))
     draw_pruning_report(structure, gates, output.with_suffix('.png'))
     recipe = load_config(args.recipe) if args.recipe else None
-    config = save_dense(cfg, model, structure, gates, output, args.ln_mode, recipe=recipe)
+    ln_mode = args.ln_mode or cfg.model.backbone.get('ln_mode', 'dense')
+    config = save_dense(cfg, model, structure, gates, output, ln_mode, recipe=recipe)
     full = sum(p.numel() for p in model.parameters())
     kept = sum(p.numel() for p in MODELS.build(load_config(str(config)).model).parameters())
     print(f'arch = {Sizes.from_counts(structure.counts(gates)).arch(structure.qk_scale)}')

@@ -3,7 +3,8 @@
 python tools/pruning/prune.py CONFIG CHECKPOINT --target-latency 0.5 --latency-table latency.json
 
 Trains on with the config's data and losses, at a constant learning rate, until the target is
-reached; then tools/train.py on the config written beside the pruned checkpoint fine-tunes it.
+reached; then tools/train.py on the config written beside the pruned checkpoint fine-tunes it, as
+the config says, or another one by --recipe.
 """
 
 import argparse
@@ -35,8 +36,18 @@ def parse_args() -> argparse.Namespace:
             'several models',
         )  # fmt: skip
     parser.add_argument('--latency-table', help='written by tools/pruning/measure_latency.py')
-    parser.add_argument('--lr', type=float, help="constant; default: a tenth of the config's")
+    parser.add_argument(
+        '--lr', type=float,
+        help="constant; default: a tenth of the config's, or the config's if it prunes by itself",
+    )  # fmt: skip
     parser.add_argument('--max-epochs', type=int, default=1000, help='give up after so many')
+    parser.add_argument(
+        '--max-iters', type=int, default=100_000, help='likewise, of configs that count iterations'
+    )
+    parser.add_argument(
+        '--recipe', metavar='CONFIG',
+        help="config to fine-tune with; default: the PruningHook's, if there is one, or CONFIG",
+    )  # fmt: skip
     parser.add_argument('--interval', type=int, help='steps between pruning events (100)')
     parser.add_argument(
         '--prune-per-event', type=int, help='units by which the rank of the threshold grows (32)'
@@ -63,6 +74,7 @@ def pruning_hook(cfg: Config, args: argparse.Namespace) -> dict:
     """The hook of the arguments, on top of one that the config has already."""
     hooks = [h for h in cfg.get('custom_hooks') or [] if 'PruningHook' in str(h['type'])]
     hook = dict(hooks[0]) if hooks else dict(type='PruningHook')
+    hook['recipe'] = args.recipe or hook.get('recipe') or cfg.to_dict()
     for cost in ('latency', 'macs', 'params'):
         targets = getattr(args, f'target_{cost}')
         if targets is not None:
@@ -90,15 +102,23 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     cfg.launcher = args.launcher
     load_checkpoint_file(args.checkpoint)
     hook = pruning_hook(cfg, args)
-    others = [h for h in cfg.get('custom_hooks') or [] if 'PruningHook' not in str(h['type'])]
+    hooks = cfg.get('custom_hooks') or []
+    others = [h for h in hooks if 'PruningHook' not in str(h['type'])]
+    own = len(others) < len(hooks)
     cfg.custom_hooks = [*others, hook]
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.resume and (latest := find_resumable_checkpoint(cfg.work_dir)):
         cfg.load_from, cfg.resume = latest, True
     optimizer = cfg.optim_wrapper.optimizer
-    optimizer.lr = args.lr if args.lr is not None else 0.1 * optimizer.lr
+    if args.lr is not None:
+        optimizer.lr = args.lr
+    elif not own:
+        optimizer.lr = 0.1 * optimizer.lr
     cfg.param_scheduler = None
-    cfg.train_cfg.max_epochs = args.max_epochs
+    limit = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
+    cfg.train_cfg[limit] = getattr(args, limit)
+    if cfg.train_cfg[limit] < 1:
+        raise ConfigError(f'--{limit.replace("_", "-")} must be at least 1')
     # What pruning leaves is worth nothing before it is fine-tuned.
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.train_cfg.pop('val_interval', None)

@@ -2,6 +2,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
@@ -21,6 +22,7 @@ from vitdown.models.pruning import (
 from vitdown.registry import HOOKS
 from vitdown.visualization import draw_pruning_report, format_pruning_report
 
+from ..launch import load_config
 from .attached_module import unwrap
 
 COSTS = ('latency', 'macs', 'params')
@@ -64,6 +66,9 @@ class PruningHook(Hook):
             dropout) from the first event on, as in the authors' recipe. Defaults to False.
         export (bool): Whether to write dense models. Defaults to True.
         ln_mode (str): See :func:`vitdown.models.pruning.dense_model_cfg`.
+        recipe (str | Mapping, optional): Config, or path of one, that dense models are to be
+            fine-tuned with, see :func:`vitdown.models.pruning.save_dense`. Defaults to the config
+            that prunes, without pruning.
         stop (bool): Whether training ends, with its epoch, at the last target. Defaults to True.
         **pruner: Other arguments of :class:`GlobalPruner` (``prune_per_event``, ``rank_unit``,
             ``max_units``, ``momentum``, ``momentum_reset``, ``bias_correction``, ``saliency``,
@@ -87,6 +92,7 @@ class PruningHook(Hook):
         switch_to_eval: bool = False,
         export: bool = True,
         ln_mode: str = 'dense',
+        recipe: str | Mapping | None = None,
         stop: bool = True,
         **pruner,
     ) -> None:
@@ -116,6 +122,7 @@ class PruningHook(Hook):
         self.switch_to_eval = switch_to_eval
         self.export = export
         self.ln_mode = ln_mode
+        self.recipe = recipe
         self.stop = stop
         self.pruner_options = dict(
             cost_weight=cost_weight,
@@ -146,6 +153,10 @@ class PruningHook(Hook):
         if self._state is not None:
             self.pruner.load_state_dict(self._state['pruner'])
             self._steps = self._state['steps']
+        if isinstance(self.recipe, str):
+            self.recipe = load_config(self.recipe)
+        elif isinstance(self.recipe, Mapping):
+            self.recipe = Config(dict(self.recipe))
         self._runner = runner
         self._handle = _plain_optimizer(runner).register_step_post_hook(self._after_step)
         self._stop_if_done()
@@ -258,6 +269,7 @@ class PruningHook(Hook):
                     path,
                     self.ln_mode,
                     meta,
+                    self.recipe,
                 )
                 print_log(f'Dense model: {path}, config: {config}', logger='current')
         barrier()

@@ -17,6 +17,9 @@ from vitdown.registry import MODELS
 from ..heads.glca_branch import GLCABranch
 from .structures import Sizes, ViTStructure
 
+# Part of a backbone's config, but a matter of how it is trained
+_DROP_RATES = ('drop_rate', 'drop_path_rate', 'attn_drop_rate')
+
 
 def dense_model_cfg(
     model_cfg: Mapping,
@@ -44,8 +47,9 @@ def dense_model_cfg(
     sizes = Sizes.from_counts(structure.counts(gates))
     cfg = copy.deepcopy(dict(model_cfg))
     norm_dims = None
-    if ln_mode == 'exact' and sizes.emb < structure.sizes.emb:
-        norm_dims = cfg['backbone'].get('norm_dims') or structure.sizes.emb
+    if ln_mode == 'exact':
+        narrower = structure.sizes.emb if sizes.emb < structure.sizes.emb else None
+        norm_dims = cfg['backbone'].get('norm_dims') or narrower
     cfg['backbone'] = _backbone_cfg(cfg['backbone'], model.backbone, sizes, structure, norm_dims)
     cfg['init_cfg'] = None
     head = cfg.get('head')
@@ -131,15 +135,17 @@ def save_dense(
         path (str): Checkpoint to write, ``.pth``; the config gets the suffix ``.py``.
         ln_mode (str): See :func:`dense_model_cfg`.
         meta (Mapping, optional): What to keep in the checkpoint's ``meta``.
-        recipe (Config, optional): Config that everything but the model is taken from, to be
-            fine-tuned with. Defaults to ``cfg``.
+        recipe (Config, optional): Config to be fine-tuned with, that everything but the model is
+            taken from, and the backbone's drop rates. Defaults to ``cfg``.
 
     Returns:
         Path: The config.
     """
     path = Path(path)
     model_cfg, dense = export_dense(cfg.model, model, structure, gates, ln_mode)
-    out = Config(copy.deepcopy((recipe or cfg).to_dict()))
+    recipe = cfg if recipe is None else recipe
+    model_cfg['backbone'] = _with_drop_rates(model_cfg['backbone'], recipe.model.backbone)
+    out = Config(copy.deepcopy(recipe.to_dict()))
     out.model = model_cfg
     hooks = out.get('custom_hooks') or []
     out.custom_hooks = [hook for hook in hooks if not _is_pruning_hook(hook)]
@@ -154,6 +160,11 @@ def save_dense(
     config = path.with_suffix('.py')
     write_atomically(out.pretty_text.encode(), config)
     return config
+
+
+def _with_drop_rates(backbone: Mapping, recipe: Mapping) -> dict:
+    kept = {key: value for key, value in backbone.items() if key not in _DROP_RATES}
+    return {**kept, **{key: recipe[key] for key in _DROP_RATES if key in recipe}}
 
 
 def _is_pruning_hook(hook) -> bool:
