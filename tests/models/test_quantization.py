@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ from vitdown.registry import MODELS
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
 SWIN = dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4])
 W4A4 = dict(type='OFQ', w_bits=4, a_bits=4)
+PLAIN = dict(type='OFQ', w_bits=4, a_bits=4, qkr=False)
 # No steps per token: for any number of tokens
 TENSOR = dict(type='OFQ', w_bits=4, a_bits=4, qkr=False, act_granularity='tensor')
 
@@ -52,10 +54,10 @@ def tiny_vit(quant_cfg=W4A4, cls=VisionTransformer, **kwargs):
     return cls(**{'arch': ARCH, 'img_size': 32, 'patch_size': 8, **kwargs}, quant_cfg=quant_cfg)
 
 
-def tiny_swin(quant_cfg=W4A4, **kwargs):
+def tiny_swin(quant_cfg=W4A4, img_size=32, **kwargs):
     return SwinTransformer(
         arch=SWIN,
-        img_size=32,
+        img_size=img_size,
         window_size=4,
         out_indices=(1,),
         quant_cfg=quant_cfg,
@@ -162,25 +164,25 @@ class TestLSQ:
             quantizer(torch.randn(2, 5, 3))
 
     @pytest.mark.parametrize(
-        ('build', 'skip', 'expected'),
+        ('build', 'skip', 'size'),
         [
-            (tiny_vit, (), r"'patch_embed.projection.input_quant' .* 32x32 pixels and got 48x48"),
-            (
-                tiny_vit,
-                ('patch_embed',),
-                r"'layers.0.attn.qkv.input_quant' .* 17 tokens and got 37",
-            ),
-            (tiny_swin, ('patch_embed',), r"'stages.0.blocks.0.ffn.* 64 tokens and got 256"),
+            (tiny_vit, (), (48, 48)),
+            (tiny_vit, ('patch_embed',), (48, 48)),
+            # As many tokens as before, elsewhere
+            (tiny_vit, ('patch_embed',), (16, 64)),
+            (tiny_swin, ('patch_embed',), (64, 64)),
+            (partial(tiny_swin, pad_small_map=True), ('patch_embed',), (16, 64)),
         ],
     )
-    def test_another_image_size_is_explained(self, build, skip, expected):
+    def test_another_image_size_is_explained(self, build, skip, size):
         model = build(quant_cfg={**W4A4, 'skip': skip})
         model.eval()
         run(model)
-        size = 48 if build is tiny_vit else 64
-        with pytest.raises(ValueError, match=f"act_granularity='token'.*{expected}.*'tensor'"):
-            run(model, size=size)
-        run(build(quant_cfg={**W4A4, 'act_granularity': 'tensor'}), size=size)
+        image = torch.randn(2, 3, *size)
+        message = rf"'token': the .* built for 32x32 pixels and got {size[0]}x{size[1]}.*'tensor'"
+        with pytest.raises(ValueError, match=message):
+            model(image)
+        build(quant_cfg={**W4A4, 'act_granularity': 'tensor'})(image)
 
     def test_half_precision_inputs_are_quantized_in_float32(self):
         quantizer = LSQQuantizer(4, (-1, 1), 7)
@@ -215,7 +217,13 @@ class TestSettings:
             (dict(bits=4), r"has no settings \['bits'\]"),
             (dict(w_quant='minmax'), 'w_quant must be one of'),
             (dict(act_granularity='row'), 'act_granularity must be one of'),
-            (dict(overrides={'layers.0': dict(edge_bits=4)}), r"\['edge_bits'\]; it can hold"),
+            (dict(overrides={'layers.0': dict(bits=4)}), r"\['bits'\]; it can hold"),
+            (dict(overrides={'layers.0': 4}), r"\['layers.0'\] must be a dict of settings, got 4"),
+            (dict(overrides={'layers.0': dict(edge_bits=4)}), 'edge_bits means nothing there'),
+            (dict(overrides={'patch_embed': dict(w_bits=3)}), r"'patch_embed'.*w_bits means noth"),
+            (dict(overrides={'*.proj': dict(qkr=False)}), r"'\*.proj'\]: qkr means nothing there"),
+            (dict(qkr='no'), "qkr must be True or False, got 'no'"),
+            (dict(skip='*'), r"skip must be a list of patterns, got '\*'"),
             (dict(skip=['blocks.0']), r"is called \['blocks.0'\]"),
             (dict(overrides={'blocks.*': dict(w_bits=8)}), r"is called \['blocks.\*'\]"),
         ],
@@ -242,6 +250,30 @@ class TestSettings:
         assert last.ffn.layers[0][0].weight_quant.bits == 8
         assert last.ffn.layers[1].weight_quant.bits == 2
         assert isinstance(last.ffn.layers[1].input_quant, nn.Identity)
+        assert run(model).isfinite().all()
+
+    def test_edges_have_bits_of_their_own(self):
+        overrides = {'patch_embed.projection': dict(edge_bits=6)}
+        projection = tiny_vit({**W4A4, 'overrides': overrides}).patch_embed.projection
+        assert projection.weight_quant.bits == projection.input_quant.bits == 6
+        overrides = {'layers.head': dict(edge_bits=None)}
+        layers = DistilledClsHead(5, 24, quant_cfg={**W4A4, 'overrides': overrides}).layers
+        assert type(layers.head) is nn.Linear
+        assert layers.head_dist.weight_quant.bits == 8
+
+    def test_skipped_queries_and_keys_stay_with_their_softmax(self):
+        first, last = tiny_vit({**W4A4, 'skip': ['layers.0.attn.qkv']}).layers
+        assert type(first.attn.qkv) is nn.Linear
+        assert not hasattr(first.attn, 'prob_quant')
+        assert isinstance(first.attn.proj, QuantLinear)
+        assert isinstance(last.attn.qkv, QKRProjection)
+
+    @pytest.mark.parametrize(
+        'changes', [dict(a_bits=None), dict(skip=['layers.*']), dict(w_bits=None, a_bits=None)]
+    )
+    def test_models_with_few_quantizers_run(self, changes):
+        model = tiny_vit({**W4A4, **changes})
+        assert isinstance(model.patch_embed.projection, QuantConv2d)
         assert run(model).isfinite().all()
 
     def test_settings_object_is_taken_as_it_is(self):
@@ -306,9 +338,9 @@ class TestConversion:
             (lambda cfg: tiny_vit(cfg, DistilledVisionTransformer), W4A4),
             (tiny_swin, W4A4),
             (tiny_swin, TENSOR),
-            (lambda cfg: CaiT(ARCH, img_size=32, patch_size=8, quant_cfg=cfg), W4A4),
+            (lambda cfg: CaiT(ARCH, img_size=32, patch_size=8, quant_cfg=cfg), PLAIN),
             (lambda cfg: T2TViT('t2t-vit-7', img_size=32, quant_cfg=cfg), W4A4),
-            (lambda cfg: PyramidVisionTransformer('tiny', img_size=32, quant_cfg=cfg), W4A4),
+            (lambda cfg: PyramidVisionTransformer('tiny', img_size=32, quant_cfg=cfg), PLAIN),
             (lambda cfg: STViTSwin('tiny', img_size=224, quant_cfg=cfg), TENSOR),
         ],
     )
@@ -400,6 +432,7 @@ class TestConversion:
     def test_steps_of_another_input_size_are_resized(self):
         model = tiny_vit(img_size=32).eval()
         run(model)
+        nn.init.constant_(model.patch_embed.projection.input_quant.shift_before, 0.5)
         larger = tiny_vit(img_size=(48, 32)).eval()
         check_fit(larger, model.state_dict())
         larger.load_state_dict(model.state_dict())
@@ -408,8 +441,38 @@ class TestConversion:
         assert torch.equal(old[0], new[0])
         assert new[1:].min() >= old[1:].min() - 1e-6
         assert new[1:].max() <= old[1:].max() + 1e-6
+        shift = larger.patch_embed.projection.input_quant.shift_before
+        assert shift.shape == (48 * 32,)
+        torch.testing.assert_close(shift, torch.full_like(shift, 0.5))
         out = larger(torch.randn(1, 3, 48, 32))[-1]
         assert out.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ('build', 'layer'),
+        [
+            (tiny_swin, 'stages.0.blocks.0.ffn.layers.0.0.input_quant'),
+            (tiny_swin, 'stages.0.downsample.reduction.input_quant'),
+            (partial(tiny_vit, with_cls_token=False, out_type='avg_featmap'), None),
+        ],
+    )
+    def test_steps_without_extra_tokens_are_resized(self, build, layer):
+        model, larger = build(img_size=32), build(img_size=64)
+        with torch.no_grad():
+            for quantizer in quantizers_of(model):
+                for parameter in quantizer.parameters():
+                    parameter.copy_(torch.linspace(1, 2, len(parameter)))
+        check_fit(larger, model.state_dict())
+        larger.load_state_dict(model.state_dict())
+        quantizer = larger.get_submodule(layer or 'layers.0.attn.qkv.key_quant')
+        steps = quantizer.step.view(-1, quantizer.steps_per_position)
+        if layer:
+            # Columns from left to right
+            assert (steps.diff(dim=0) >= 0).all()
+            assert (steps[0].item(), steps[-1].item()) == (1, 2)
+        else:
+            assert steps.shape == (64, 3)
+        assert larger.patch_embed.projection.input_quant.shift_before.max() <= 2
+        assert run(larger, 64).isfinite().all()
 
     def test_wrong_checkpoints_are_still_refused(self, tmp_path):
         other = tiny_vit(arch={**ARCH, 'embed_dims': 48})
@@ -456,6 +519,30 @@ class TestComposition:
     def test_attention_between_two_sets_of_tokens_refuses(self):
         with pytest.raises(ValueError, match=r"quant_cfg.qkr=False and .*'tensor'"):
             STViTSwin('tiny', img_size=224, quant_cfg=W4A4)
+
+    def test_attention_of_other_types_refuses_qkr(self):
+        with pytest.raises(ValueError, match=r'CaiT has no query-key.*set quant_cfg.qkr=False'):
+            CaiT(ARCH, img_size=32, patch_size=8, quant_cfg=W4A4)
+
+    def test_the_convolution_that_sees_the_image_is_quantized(self):
+        model = PyramidVisionTransformer('tiny', img_size=32, quant_cfg=PLAIN)
+        assert isinstance(model.stages[0].projection, QuantConv2d)
+
+    def test_jpm_refuses_steps_per_token(self):
+        for cfg in (TENSOR, W4A4):
+            backbone = dict(
+                type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, quant_cfg=cfg
+            )
+            config = dict(
+                type='ReIdentifier',
+                backbone=backbone,
+                head=dict(type='JPMHead', num_classes=4, in_channels=24),
+            )
+            if cfg is TENSOR:
+                MODELS.build(config)
+                continue
+            with pytest.raises(ValueError, match=r"JPMHead .*act_granularity='tensor'"):
+                MODELS.build(config)
 
     @pytest.mark.parametrize(
         'head',

@@ -7,6 +7,7 @@ from torch import Tensor
 from vitdown.models.layers import take_tokens
 from vitdown.registry import MODELS
 
+from ..quantization import quantizers_of
 from .bnneck_head import BNNeck, ReIDHead
 
 
@@ -83,11 +84,16 @@ class JPMHead(ReIDHead):
 
         Raises:
             ValueError: If the backbone has no class token or no final norm, or a distillation
-                token.
+                token, or its quantizers have a step a token.
         """
         super().attach(backbone)
         if not backbone.final_norm:
             raise ValueError('JPMHead needs a backbone with final norm')
+        if any(quantizer.per_token for quantizer in quantizers_of(backbone.layers[-1])):
+            raise ValueError(
+                "JPMHead runs the last layer on groups of patches, which quant_cfg's steps per "
+                "token don't fit; set quant_cfg.act_granularity='tensor'"
+            )
         self.local_layer = copy.deepcopy(backbone.layers[-1])
         self.local_norm = copy.deepcopy(backbone.ln1)
 

@@ -16,6 +16,8 @@ from .modules import QKRProjection, QuantConv2d, QuantLinear, QuantQKV
 from .quantizers import LSQQuantizer, StatsQuantizer, quantizers_of, size_quantizers
 from .settings import OFQ
 
+BLOCK_SETTINGS = ('w_bits', 'a_bits', 'w_quant', 'act_granularity')
+
 
 def quantizable(cls: type) -> type:
     """Class decorator of backbones and heads: their constructor takes ``quant_cfg`` besides.
@@ -47,9 +49,9 @@ def convert(
     """Quantize a backbone or a head in place; parameter names stay as they are.
 
     Attention (vitdown's ``MultiheadAttention``, mmpretrain's ``WindowMSA``), MLPs and other linear
-    layers get ``w_bits`` and ``a_bits``, the convolution that sees the image ``edge_bits``. In
-    attention of other types only the linear layers are quantized. A model without attention and
-    MLP is a head: its linear layers get ``edge_bits``.
+    layers get ``w_bits`` and ``a_bits``, the convolution that sees the image ``edge_bits``; other
+    convolutions stay as they are. In attention of other types only the linear layers are
+    quantized. A model without attention and MLP is a head: its linear layers get ``edge_bits``.
 
     Args:
         model (nn.Module): The model.
@@ -72,10 +74,11 @@ def convert(
     for name, module in model.named_modules():
         if isinstance(module, LSQQuantizer):
             module.name = name
-    per_token = [quantizer for quantizer in quantizers_of(model) if quantizer.step is None]
-    if per_token:
+    positional = [q for q in quantizers_of(model) if q.per_token or q.per_pixel]
+    if positional:
         size_quantizers(model, run or (lambda: _forward_black_image(model)))
-    _remember_grid(model, per_token)
+        _remember_grid(model, positional)
+        _check_image_size(model)
     return model
 
 
@@ -109,12 +112,33 @@ def _forward_black_image(model: nn.Module) -> None:
 def _remember_grid(model: nn.Module, quantizers: list[LSQQuantizer]) -> None:
     """Tell quantizers with a step a token where the patches lie, to resize steps on load."""
     grid = getattr(model, 'patch_resolution', None)
-    if grid is None or not getattr(model, 'num_extra_tokens', 0):
+    if grid is None:
         return
-    tokens = grid[0] * grid[1] + model.num_extra_tokens
+    patches = math.prod(grid)
+    numbers = (patches, patches + getattr(model, 'num_extra_tokens', 0))
     for quantizer in quantizers:
-        if quantizer.step.numel() == tokens * quantizer.steps_per_position:
+        positions = quantizer.step.numel() // quantizer.steps_per_position
+        if quantizer.per_token and quantizer.columns is None and positions in numbers:
             quantizer.grid = tuple(grid)
+
+
+def _check_image_size(model: nn.Module) -> None:
+    """Let a model refuse images of another size, whose tokens may even be as many."""
+    size = getattr(model, 'img_size', None)
+    if size is not None:
+        check = functools.partial(_refuse_other_sizes, type(model).__name__, to_2tuple(size))
+        getattr(model, 'patch_embed', model).register_forward_pre_hook(check)
+
+
+def _refuse_other_sizes(name: str, size: tuple[int, int], _: nn.Module, args: tuple) -> None:
+    found = tuple(args[0].shape[-2:])
+    if found != tuple(size):
+        built, got = ('x'.join(map(str, sides)) for sides in (size, found))
+        raise ValueError(
+            f"quant_cfg.act_granularity='token': the {name} was built for {built} pixels and got "
+            f'{got}. Build it with the img_size of its inputs, or set '
+            "quant_cfg.act_granularity='tensor'"
+        )
 
 
 def _token_columns(model: nn.Module) -> dict[int, int]:
@@ -159,20 +183,42 @@ class _Converter:
         self.cfg = cfg
         self.columns = _token_columns(model)
         self.after_activation = _layers_after_activation(model)
-        self.is_head = not any(
-            isinstance(m, (FFN, *QUANTIZED_ATTENTION)) for m in model.modules()
-        ) and not any(isinstance(m, nn.Conv2d) for m in model.modules())
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        self.image_conv = next((m for m in convolutions if m.in_channels <= 4), None)
+        mlp = any(isinstance(m, FFN) for m in model.modules())
+        attention = any(type(m) in QUANTIZED_ATTENTION for m in model.modules())
+        self.is_head = not (mlp or attention or convolutions)
+        other_attention = any(hasattr(m, 'num_heads') for m in model.modules())
+        if cfg.qkr and other_attention and not attention:
+            raise ValueError(
+                f'The attention of {type(model).__name__} has no query-key reparametrisation; set '
+                'quant_cfg.qkr=False'
+            )
+        # Overrides that meant something, (pattern, setting)
+        self.used: set[tuple[str, str]] = set()
 
     def run(self) -> None:
         self._convert_children(self.model, '')
+        given = {(p, key) for p, values in self.cfg.overrides.items() for key in values}
+        for pattern, key in sorted(given - self.used):
+            raise ValueError(
+                f'quant_cfg.overrides[{pattern!r}]: {key} means nothing there. Patch embedding and '
+                'classifiers have edge_bits, qkr belongs to attention, other linear layers have '
+                'w_bits, a_bits, w_quant and act_granularity'
+            )
+
+    def _settings(self, name: str, *keys: str) -> OFQ:
+        """Settings for the module of that name, which depends on those keys."""
+        self.used.update((p, key) for p in self.cfg.patterns_at(name) for key in keys)
+        return self.cfg.at(name)
 
     def _convert_children(self, parent: nn.Module, prefix: str) -> None:
         for child_name, child in list(parent.named_children()):
             name = f'{prefix}{child_name}'
             if self.cfg.skips(name):
                 continue
-            cfg = self.cfg.at(name)
             if type(child) in QUANTIZED_ATTENTION:
+                cfg = self.cfg.at(f'{name}.qkv')
                 if isinstance(parent, CrossEncoderLayer) and (cfg.qkr or _is_per_token(cfg)):
                     raise ValueError(
                         f'{type(self.model).__name__} has attention between two sets of tokens, '
@@ -182,16 +228,15 @@ class _Converter:
                 self._convert_attention(child, name)
             elif isinstance(child, nn.Linear):
                 setattr(parent, child_name, self._linear(child, name))
-            elif isinstance(child, nn.Conv2d):
-                if child.in_channels <= 4 and 'patch_embed' in name and cfg.edge_bits is not None:
-                    setattr(parent, child_name, self._image_conv(child, cfg))
+            elif child is self.image_conv:
+                setattr(parent, child_name, self._image_conv(child, name))
             else:
                 self._convert_children(child, f'{name}.')
 
     def _linear(self, linear: nn.Linear, name: str) -> nn.Module:
-        cfg = self.cfg.at(name)
         if self.is_head:
-            return self._head_linear(linear, cfg)
+            return self._head_linear(linear, name)
+        cfg = self._settings(name, *BLOCK_SETTINGS)
         if cfg.w_bits is None and cfg.a_bits is None:
             return linear
         signed = id(linear) not in self.after_activation and not name.endswith('.fc2')
@@ -200,7 +245,8 @@ class _Converter:
             input_quant.columns = self.columns.get(id(linear))
         return QuantLinear(linear, self._weight(cfg, linear.out_features), input_quant)
 
-    def _head_linear(self, linear: nn.Linear, cfg: OFQ) -> nn.Module:
+    def _head_linear(self, linear: nn.Linear, name: str) -> nn.Module:
+        cfg = self._settings(name, 'edge_bits')
         if cfg.edge_bits is None:
             return linear
         return QuantLinear(
@@ -210,7 +256,10 @@ class _Converter:
             is_edge=True,
         )
 
-    def _image_conv(self, conv: nn.Conv2d, cfg: OFQ) -> nn.Module:
+    def _image_conv(self, conv: nn.Conv2d, name: str) -> nn.Module:
+        cfg = self._settings(name, 'edge_bits', 'act_granularity')
+        if cfg.edge_bits is None:
+            return conv
         shift_view = () if cfg.act_granularity == 'token' else (conv.in_channels, 1, 1)
         return QuantConv2d(
             conv,
@@ -226,8 +275,13 @@ class _Converter:
         )
 
     def _convert_attention(self, attn: nn.Module, name: str) -> None:
-        cfg = self.cfg.at(f'{name}.qkv')
-        if cfg.w_bits is None and cfg.a_bits is None:
+        proj = attn.proj
+        if not self.cfg.skips(f'{name}.proj'):
+            proj = self._linear(attn.proj, f'{name}.proj')
+        cfg = self._settings(f'{name}.qkv', *BLOCK_SETTINGS, 'qkr')
+        unquantized = cfg.w_bits is None and cfg.a_bits is None
+        if unquantized or self.cfg.skips(f'{name}.qkv'):
+            attn.proj = proj
             return
         dims, heads = attn.embed_dims, attn.num_heads
         sizes = getattr(attn, 'part_sizes', (dims, dims, dims))
@@ -257,9 +311,6 @@ class _Converter:
             )
         granularity = 'token' if cfg.act_granularity == 'token' else 'tensor'
         prob_quant = self._activation(cfg, None, signed=False, granularity=granularity)
-        proj = attn.proj
-        if not self.cfg.skips(f'{name}.proj'):
-            proj = self._linear(attn.proj, f'{name}.proj')
         quantize_attention(attn, qkv, proj, prob_quant)
 
     def _weight(self, cfg: OFQ, rows: int) -> nn.Module:

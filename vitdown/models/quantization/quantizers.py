@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
+import torch.nn.functional as F
 from mmengine import dist
 from torch import Tensor, nn
 
@@ -74,10 +75,12 @@ class LSQQuantizer(nn.Module):
 
     Attributes:
         name (str): Name within the model, for messages.
+        per_token (bool): Whether each token (or column of tokens) has a step of its own.
+        per_pixel (bool): Whether each pixel has shifts of its own.
         columns (int, optional): Tokens ``(B, H * W, C)`` have W columns and steps belong to them.
         num_tokens (int, optional): Their number ``H * W``.
         grid (tuple[int, int], optional): Patch grid ``(h, w)`` of the tokens, which steps of
-            another grid are resized to on load.
+            another grid are resized to on load; those of columns are resized to their number.
     """
 
     # Names that a checkpoint may lack, and those that may have another length
@@ -100,6 +103,7 @@ class LSQQuantizer(nn.Module):
         self.steps_per_position = -math.prod(step_view)
         self.init_factor = init_factor or (4.0 if signed is False else 2.0)
         self.shift_view = shift_view
+        self.per_token = num_steps is None
         self.per_pixel = shift_view == ()
         self.name = ''
         self.columns: int | None = None
@@ -243,7 +247,13 @@ class LSQQuantizer(nn.Module):
         """Steps a token and shifts a pixel, resized from the grid that they belong to."""
         resized = {}
         step = state_dict.get(prefix + 'step')
-        if self.grid is not None and step is not None and step.shape != self.step.shape:
+        if step is None or step.shape == self.step.shape:
+            pass
+        elif self.columns is not None:
+            line = step.view(1, -1, self.steps_per_position).transpose(1, 2)
+            line = F.interpolate(line, self.columns, mode='linear')
+            resized[prefix + 'step'] = line.transpose(1, 2).flatten()
+        elif self.grid is not None:
             table = step.view(1, -1, self.steps_per_position)
             extra = self.step.numel() // self.steps_per_position - math.prod(self.grid)
             table = resize_pos_embed(table, self.grid, num_extra_tokens=extra)

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from .functional import check_bits
 
 GRANULARITIES = ('token', 'tensor', 'channel')
-OVERRIDABLE = ('w_bits', 'a_bits', 'qkr', 'w_quant', 'act_granularity')
+OVERRIDABLE = ('w_bits', 'a_bits', 'edge_bits', 'qkr', 'w_quant', 'act_granularity')
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class OFQ:
         w_quant (str): ``'statsq'``, or ``'lsq'`` for a learnt step a row.
         skip (Sequence[str]): Patterns of module names that stay as they are.
         overrides (Mapping[str, dict]): Pattern of module names -> other ``w_bits``, ``a_bits``,
-            ``qkr``, ``w_quant`` or ``act_granularity``; the last pattern that fits counts.
+            ``edge_bits``, ``qkr``, ``w_quant`` or ``act_granularity``; the last pattern that fits
+            counts.
     """
 
     w_bits: int | None = 4
@@ -43,7 +44,15 @@ class OFQ:
                 raise ValueError(
                     f'quant_cfg.{name} must be one of {known}, got {getattr(self, name)!r}'
                 )
+        if not isinstance(self.qkr, bool):
+            raise ValueError(f'quant_cfg.qkr must be True or False, got {self.qkr!r}')
+        if isinstance(self.skip, str):
+            raise ValueError(f'quant_cfg.skip must be a list of patterns, got {self.skip!r}')
         for pattern, values in self.overrides.items():
+            if not isinstance(values, Mapping):
+                raise ValueError(
+                    f'quant_cfg.overrides[{pattern!r}] must be a dict of settings, got {values!r}'
+                )
             if unknown := sorted(set(values) - set(OVERRIDABLE)):
                 raise ValueError(
                     f'quant_cfg.overrides[{pattern!r}] has {unknown}; it can hold {OVERRIDABLE}'
@@ -76,10 +85,17 @@ class OFQ:
     def at(self, name: str) -> 'OFQ':
         """The settings for the module of that name."""
         changes = {}
-        for pattern, values in self.overrides.items():
-            if fnmatchcase(name, pattern) or fnmatchcase(name, f'{pattern}.*'):
-                changes.update(values)
+        for pattern in self.patterns_at(name):
+            changes.update(self.overrides[pattern])
         return replace(self, **changes) if changes else self
+
+    def patterns_at(self, name: str) -> list[str]:
+        """Patterns of ``overrides`` that fit the module of that name, or one around it."""
+        return [
+            pattern
+            for pattern in self.overrides
+            if fnmatchcase(name, pattern) or fnmatchcase(name, f'{pattern}.*')
+        ]
 
     def unused_patterns(self, names: Sequence[str]) -> list[str]:
         """Patterns of ``skip`` and ``overrides`` that fit no module."""
