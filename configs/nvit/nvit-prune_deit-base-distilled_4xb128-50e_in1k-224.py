@@ -38,6 +38,7 @@ custom_hooks = [
         prune_per_event=32,
         momentum=0.9,
         switch_to_eval=True,
+        losses_from_first_event=['loss_full'],
         recipe='configs/nvit/nvit-finetune_proxy-s_8xb144-300e_in1k-224.py',
     ),
 ]

@@ -154,6 +154,44 @@ def test_latency_of_a_table_and_evaluation_mode(tiny_config, tmp_path):
         run(tiny_config, tmp_path / 'run2', [hook])
 
 
+@HOOKS.register_module()
+class LossNamesHook(Hook):
+    """Notes which losses a step has."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append('loss_kd' in outputs)
+
+
+def test_distillation_begins_with_the_first_event(tiny_config, tiny_checkpoint, tmp_path):
+    loss = dict(type='KDLoss', temperature=4.0, alpha=0.5)
+    tap = 'head.bnneck.classifier'
+    distillation = dict(
+        type='DistillationHook', losses=dict(loss_kd=loss), teacher=str(tiny_config),
+        teacher_checkpoint=str(tiny_checkpoint),
+        taps=dict(student_logits=tap, teacher_logits=tap),
+    )  # fmt: skip
+    hook = {**HOOK, 'losses_from_first_event': ['loss_kd'], 'export': False}
+    epochs = {'train_cfg.max_epochs': 2}
+    runner = run(tiny_config, tmp_path, [distillation, hook, dict(type='LossNamesHook')], **epochs)
+    (seen,) = (h.seen for h in runner.hooks if isinstance(h, LossNamesHook))
+    assert seen == [number > 2 for number in range(len(seen))], 'the event follows the third step'
+    assert any(seen)
+    with pytest.raises(ValueError, match="has a loss 'loss_kd'; there are none"):
+        run(tiny_config, tmp_path / 'none', [hook], **epochs)
+
+
+def test_random_choice_follows_the_seed_of_the_run(tiny_config, tmp_path):
+    def gates(seed):
+        hook = {**HOOK, 'saliency': 'random', 'targets': 0.8, 'cost_weight': 0, 'export': False}
+        runner = run(tiny_config, tmp_path, [hook], **{'randomness.seed': seed})
+        return torch.cat(hook_of(runner).pruner.gates)
+
+    assert not torch.equal(gates(0), gates(1))
+
+
 def test_target_below_the_smallest_model_is_refused(tiny_config, tmp_path):
     hook = {**HOOK, 'targets': 0.4, 'structures': ['head']}
     with pytest.raises(ValueError, match='cannot be reached: with one group left in every layer'):
@@ -194,6 +232,15 @@ def test_target_out_of_reach_is_reported(tiny_config, tmp_path, monkeypatch):
 def test_mistakes_get_one_message(options, message):
     with pytest.raises(ValueError, match=message):
         PruningHook(**{'cost': 'macs', **options})
+
+
+@pytest.mark.parametrize(
+    ('max_drop', 'bounds'),
+    [(0.5, [0.8, 0.5]), (0.1, [0.9, 0.65]), (None, [0, 0])],
+)
+def test_an_event_stops_at_the_next_target(max_drop, bounds):
+    hook = PruningHook(cost='macs', targets=[0.8, 0.5], max_drop=max_drop)
+    assert [hook._next_bound(ratio) for ratio in (1.0, 0.75)] == pytest.approx(bounds)
 
 
 def test_unknown_arguments_are_refused(tiny_config, tmp_path):

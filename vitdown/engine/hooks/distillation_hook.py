@@ -67,6 +67,7 @@ class DistillationHook(ModuleHook):
         self.taps = dict(taps or {})
         self.warmup_epochs = warmup_epochs
         self.enabled = True
+        self.waiting = False
         self._factor = 1.0
         self._teacher = None
         if teacher is not None:
@@ -135,7 +136,7 @@ class DistillationHook(ModuleHook):
 
     def _start(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         call = bind_call(model, args, kwargs)
-        if self.enabled and model.training and call.get('mode') == 'loss':
+        if self.enabled and not self.waiting and model.training and call.get('mode') == 'loss':
             self._seen = self._distiller.record(call['inputs'], call['data_samples'])
             self._seen.__enter__()
 

@@ -24,6 +24,7 @@ from vitdown.visualization import draw_pruning_report, format_pruning_report
 
 from ..launch import load_config
 from .attached_module import unwrap
+from .distillation_hook import DistillationHook
 
 COSTS = ('latency', 'macs', 'params')
 
@@ -69,10 +70,12 @@ class PruningHook(Hook):
         recipe (str | Mapping, optional): Config, or path of one, that dense models are to be
             fine-tuned with, see :func:`vitdown.models.pruning.save_dense`. Defaults to the config
             that prunes, without pruning.
+        losses_from_first_event (Sequence[str]): Names of distillation losses that training lacks
+            before the first event, for which their :class:`DistillationHook` waits.
         stop (bool): Whether training ends, with its epoch, at the last target. Defaults to True.
         **pruner: Other arguments of :class:`GlobalPruner` (``prune_per_event``, ``rank_unit``,
             ``max_units``, ``momentum``, ``momentum_reset``, ``bias_correction``, ``saliency``,
-            ``norm``, ``count_pruned``, ``seed``).
+            ``norm``, ``count_pruned``, ``seed``, which is the run's by default).
     """
 
     # After hooks that change weights or gradients, before checkpoints are written
@@ -93,6 +96,7 @@ class PruningHook(Hook):
         export: bool = True,
         ln_mode: str = 'dense',
         recipe: str | Mapping | None = None,
+        losses_from_first_event: Sequence[str] = (),
         stop: bool = True,
         **pruner,
     ) -> None:
@@ -123,6 +127,7 @@ class PruningHook(Hook):
         self.export = export
         self.ln_mode = ln_mode
         self.recipe = recipe
+        self.losses_from_first_event = tuple(losses_from_first_event)
         self.stop = stop
         self.pruner_options = dict(
             cost_weight=cost_weight,
@@ -147,7 +152,8 @@ class PruningHook(Hook):
         """Build the pruner, go on from a checkpoint's state, and step behind the optimizer.
 
         Raises:
-            ValueError: If optimizer or model cannot be pruned with.
+            ValueError: If optimizer or model cannot be pruned with, or a loss that is to wait for
+                the first event is none.
         """
         self.pruner = self.build_pruner(runner)
         if self._state is not None:
@@ -157,6 +163,7 @@ class PruningHook(Hook):
             self.recipe = load_config(self.recipe)
         elif isinstance(self.recipe, Mapping):
             self.recipe = Config(dict(self.recipe))
+        self._waiting = self._waiting_hooks(runner)
         self._runner = runner
         self._handle = _plain_optimizer(runner).register_step_post_hook(self._after_step)
         self._stop_if_done()
@@ -169,7 +176,8 @@ class PruningHook(Hook):
         """
         model = unwrap(runner.model)
         ViTStructure(model, embedding=False)  # says what is wrong with other models
-        pruner = GlobalPruner(model, self._block_cost(model.backbone), **self.pruner_options)
+        options = {'seed': runner.seed, **self.pruner_options}
+        pruner = GlobalPruner(model, self._block_cost(model.backbone), **options)
         least = pruner.least_cost_ratio
         if least > self.targets[-1]:
             raise ValueError(
@@ -199,7 +207,24 @@ class PruningHook(Hook):
         )
         return table
 
+    def _waiting_hooks(self, runner: Runner) -> list[DistillationHook]:
+        hooks = {
+            name: hook
+            for hook in runner.hooks
+            if isinstance(hook, DistillationHook)
+            for name in hook.losses
+        }
+        wrong = [name for name in self.losses_from_first_event if name not in hooks]
+        if wrong:
+            raise ValueError(
+                f'losses_from_first_event: no DistillationHook has a loss {wrong[0]!r}; there are '
+                f'{", ".join(hooks) or "none"}'
+            )
+        return [hooks[name] for name in self.losses_from_first_event]
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        for hook in self._waiting:
+            hook.waiting = not self.pruner.num_events
         if self.switch_to_eval and self.pruner.num_events:
             unwrap(runner.model).backbone.eval()
 
@@ -260,7 +285,12 @@ class PruningHook(Hook):
             draw_pruning_report(pruner.structure, pruner.gates, path.with_suffix('.png'))
             print_log(report, logger='current')
             if self.export:
-                meta = dict(cost=self.cost, target=target, cost_ratio=pruner.cost_ratio)
+                meta = dict(
+                    cost=self.cost,
+                    target=target,
+                    cost_ratio=pruner.cost_ratio,
+                    steps=self._steps + 1,
+                )
                 config = save_dense(
                     runner.cfg,
                     pruner.model,

@@ -81,6 +81,14 @@ class GlobalPruner:
         _check_kinds('norm', norm or ())
         if saliency not in SALIENCIES:
             raise ValueError(f'saliency must be one of {SALIENCIES}, got {saliency!r}')
+        if not kinds:
+            raise ValueError(f'structures is empty; choose from {KINDS}')
+        if not 0 <= cost_weight < float('inf'):
+            raise ValueError(f'cost_weight must be finite and at least 0, got {cost_weight}')
+        if max_units is not None and max_units < rank_unit:
+            raise ValueError(
+                f'max_units={max_units} is below rank_unit={rank_unit}: no group could go'
+            )
         if not 0 <= momentum < 1:
             raise ValueError(f'momentum must be in [0, 1), got {momentum}')
         if prune_per_event < rank_unit:
@@ -169,7 +177,7 @@ class GlobalPruner:
     def mean_scores(self) -> list[Tensor]:
         """Scores of each layer on the CPU, averaged over the steps since the last event."""
         if self.saliency == 'random':
-            return random_scores(self.structure, self.seed)
+            return random_scores(self.structure, self.group_sizes, self.seed)
         if self.saliency == 'magnitude':
             scores = magnitude_scores(self.structure, self._parameters)
             return [score.cpu() for score in scores]
@@ -283,6 +291,7 @@ class GlobalPruner:
             sum=self._sum,
             num_steps=self.num_steps,
             history=self.history,
+            seed=self.seed,
         )
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -305,6 +314,7 @@ class GlobalPruner:
         self._updates = state['updates']
         self.num_steps = state['num_steps']
         self.history = list(state['history'])
+        self.seed = state.get('seed', self.seed)
         self._masks = self.structure.weight_masks(self.model, self.gates)
 
 

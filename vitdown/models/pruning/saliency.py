@@ -171,7 +171,24 @@ def magnitude_scores(
     return unit_sums(structure, parameters, 'paper', lambda p: p.float().square())
 
 
-def random_scores(structure: ViTStructure, seed: int = 0) -> list[Tensor]:
-    """Baseline: scores drawn uniformly from [0, 1), the same at every call."""
+def random_scores(
+    structure: ViTStructure, group_sizes: Mapping[str, int], seed: int = 0
+) -> list[Tensor]:
+    """Baseline: groups of random units, each with a score drawn uniformly from [0, 1).
+
+    Units of a group have equal parts of its score, so that any group is as likely to go as any
+    other, however large. The same at every call.
+
+    Args:
+        structure (ViTStructure): The model's structure.
+        group_sizes (Mapping[str, int]): Units of a group, by kind.
+        seed (int): Of the draw.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(layer.units, generator=generator) for layer in structure.layers]
+    scores = []
+    for layer in structure.layers:
+        size = group_sizes[layer.kind]
+        groups = torch.rand(-(-layer.units // size), generator=generator) / size
+        order = torch.randperm(layer.units, generator=generator)
+        scores.append(groups.repeat_interleave(size)[order])
+    return scores
