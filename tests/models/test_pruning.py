@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from mmpretrain.structures import DataSample
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitdown.models.backbones import NViT
 from vitdown.models.pruning import (
@@ -19,6 +20,7 @@ from vitdown.models.pruning import (
     group_units,
     magnitude_scores,
     mask_2_to_4,
+    measure,
     measure_latency,
     prune_groups,
     random_scores,
@@ -29,6 +31,7 @@ from vitdown.models.pruning import (
     unit_savings,
     unit_sums,
 )
+from vitdown.models.pruning.measure import time_module
 from vitdown.models.pruning.semi_structured import sparse_layers
 from vitdown.registry import MODELS
 
@@ -282,10 +285,12 @@ def test_pruned_units_and_lost_gradients_score_nothing():
     for score, gate in zip(taylor_gate_scores(structure, dict(model.named_parameters())), gates):
         assert not score[~gate].any()
         assert score[gate].all()
-    model.backbone.layers[0].ffn.layers[0][0].weight.grad[3] = float('nan')
-    scores = taylor_gate_scores(structure, dict(model.named_parameters()))
-    assert scores[4][3] == 0
-    assert torch.cat(scores).isfinite().all()
+    linear = model.backbone.layers[0].ffn.layers[0][0]
+    for value in (float('nan'), float('inf'), -float('inf')):
+        linear.weight.grad[3], linear.bias.grad[3] = 0, value
+        scores = taylor_gate_scores(structure, dict(model.named_parameters()))
+        assert scores[4][3] == 0
+        assert torch.cat(scores).isfinite().all()
 
 
 def test_baselines():
@@ -295,9 +300,20 @@ def test_baselines():
     fc1, fc2 = model.backbone.layers[1].ffn.layers[0][0], model.backbone.layers[1].ffn.layers[1]
     expected = fc1.weight.square().sum(1) + fc1.bias.square() + fc2.weight.square().sum(0)
     torch.testing.assert_close(scores[8], expected)
-    first, second = random_scores(structure, 3), random_scores(structure, 3)
+
+
+def test_random_choice_takes_any_group_alike():
+    structure = ViTStructure(build())
+    sizes = dict(emb=8, head=1, qk=4, v=4, mlp=16)
+    first, second = (random_scores(structure, sizes, 3) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
-    assert not torch.equal(first[0], random_scores(structure, 4)[0])
+    assert not torch.equal(first[0], random_scores(structure, sizes, 4)[0])
+    drawn = [random_scores(structure, sizes, seed) for seed in range(100)]
+    for i, layer in enumerate(structure.layers):
+        gate, size = torch.ones(layer.units), sizes[layer.kind]
+        sums = torch.cat([group_units(scores[i], gate, size)[1] for scores in drawn])
+        assert 0 <= sums.min() < sums.max() < 1
+        assert sums.mean().item() == pytest.approx(0.5, abs=0.1), layer.name
 
 
 def test_groups_are_formed_by_rank():
@@ -324,6 +340,17 @@ def test_last_group_of_a_layer_stays():
     assert threshold == 8
     gates, _ = prune_groups(layers, scores, structure.full_gates(), sizes, 10**6, kinds=('mlp',))
     assert structure.counts(gates) == [24, 3, 8, 8, 16, 3, 8, 8, 16]
+
+
+@pytest.mark.parametrize(('count_pruned', 'goes'), [(True, 0), (False, 1)])
+def test_pruned_groups_have_a_rank_or_not(count_pruned, goes):
+    structure = ViTStructure(build())
+    sizes = dict(emb=8, head=1, qk=4, v=4, mlp=16)
+    scores = [torch.rand(layer.units) + 1 for layer in structure.layers]
+    gates = structure.full_gates()
+    gates[4][:16], scores[4][:16] = False, 0
+    new, _ = prune_groups(structure.layers, scores, gates, sizes, 0, count_pruned=count_pruned)
+    assert sum(bool((a != b).any()) for a, b in zip(new, gates)) == goes
 
 
 @pytest.mark.parametrize('tied', [False, True])
@@ -412,6 +439,16 @@ def test_state_goes_on_where_it_was():
     second.model.load_state_dict(first.model.state_dict())
     second.load_state_dict(state)
     assert second.num_events == 2
+    assert second.state_dict()['updates'] == state['updates'] == 1
+    # Nothing of an interval is counted in the next one.
+    assert (state['sum'], state['num_steps']) == (None, 0)
+    # Also a model whose pruned weights have come back is masked again.
+    fresh = pruner(build())
+    fresh.load_state_dict(state)
+    fresh.apply_masks()
+    masks = fresh.structure.weight_masks(fresh.model, first.gates)
+    assert masks
+    assert not any((parameter * ~mask).any() for parameter, mask in masks)
     # The optimizer's moments are the run's, not the pruner's: compare with a restarted optimizer.
     run(first, 1)
     run(second, 1)
@@ -434,7 +471,9 @@ def test_momentum_reset_and_bias_correction():
 
     assert averages() == pytest.approx([1, 0.1, 0.19])
     assert averages(bias_correction=True) == pytest.approx([1, 1, 1])
-    assert averages(momentum_reset=False) == pytest.approx([1, 1, 1])
+    for corrected in (False, True):
+        found = averages(momentum_reset=False, bias_correction=corrected)
+        assert found == pytest.approx([1, 1, 1]), 'it does not grow from zero'
 
 
 @pytest.mark.parametrize(
@@ -449,6 +488,10 @@ def test_momentum_reset_and_bias_correction():
             r'block 0 head has 3.*group_sizes=dict\(head=',
         ),
         (dict(prune_per_event=1, rank_unit=16), 'would not grow'),
+        (dict(kinds=()), 'structures is empty'),
+        (dict(cost_weight=-1.0), 'cost_weight must be finite and at least 0'),
+        (dict(cost_weight=float('nan')), 'cost_weight must be finite and at least 0'),
+        (dict(max_units=0), 'max_units=0 is below rank_unit=1'),
     ],
 )
 def test_mistakes_get_one_message(kwargs, message):
@@ -542,6 +585,9 @@ def test_noise_is_found_and_evened_out():
     table = LatencyTable(table.axes, noisy)
     assert table.negative_slopes() > 0
     assert table.monotone().negative_slopes() == 0
+    dent = additive_table()
+    dent.values[...] = [1.0, 3.0, 2.0]
+    assert (dent.monotone().values == [1.0, 2.5, 2.5]).all(), 'half-way between the bounds'
     for bad in (np.where(noisy > 0, np.nan, 0), -noisy, noisy[:1]):
         with pytest.raises(ValueError, match='atenc'):
             LatencyTable(table.axes, bad)
@@ -562,6 +608,36 @@ def test_measured_table_covers_the_model(separable):
     assert table.info['num_tokens'] == 9
     assert table.info['device']
     assert table.info['spread'] >= 0
+
+
+@pytest.mark.parametrize('separable', [True, False])
+def test_every_size_is_measured(separable, monkeypatch):
+    """With the multiply-adds for a clock, a block that is larger in any way takes longer."""
+
+    def count(run, *args):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return 1e-9 * counter.get_total_flops(), 0.3
+
+    monkeypatch.setattr(measure, 'time_module', count)
+    axes = dict(emb=[4, 6], heads=[1, 3], qk=[2, 5], v=[1, 4], mlp=[1, 7])
+    table = measure_latency(axes, 9, 2, separable=separable)
+    for axis in range(5):
+        assert (np.diff(table.values, axis=axis) > 0).all(), axis
+    assert table.info['spread'] == pytest.approx(0.3)
+
+
+def test_median_and_spread_of_repeats(monkeypatch):
+    times = iter([0, 1, 10, 12, 20, 23])
+    monkeypatch.setattr(measure.time, 'perf_counter', lambda: next(times))
+    assert time_module(lambda: None, torch.device('cpu'), repeats=3) == (2, 1)
+
+
+@pytest.mark.parametrize('kwargs', [dict(batch_size=0), dict(batch_size=1, repeats=1)])
+def test_nothing_is_measured_that_makes_no_table(kwargs):
+    axes = dict(emb=[4, 6], heads=[1, 3], qk=[2, 5], v=[1, 4], mlp=[1, 7])
+    with pytest.raises(ValueError, match='batch_size of at least 1 and at least 2 repeats'):
+        measure_latency(axes, 9, **kwargs)
 
 
 def test_two_of_four_neighbours_stay():

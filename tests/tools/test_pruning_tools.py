@@ -53,7 +53,8 @@ def table(tmp_path_factory, tiny_config):
     path = tmp_path_factory.mktemp('latency') / 'table.json'
     run_tool(
         'tools/pruning/measure_latency.py', tiny_config, '--out', path, '--batch-size', 4,
-        '--points', 2, '--mlp-points', 2, '--repeats', 3, '--max-spread', 100, '--device', 'cpu',
+        '--points', 2, '--mlp-points', 2, '--repeats', 3, '--max-spread', 100,
+        '--max-negative', 1, '--device', 'cpu',
     )  # fmt: skip
     return path
 
@@ -192,3 +193,20 @@ def test_mistakes_get_one_message(tiny_config, checkpoint, tmp_path, tool, args,
     args = [arg.format(tmp=tmp_path) for arg in args]
     with pytest.raises(ValueError, match=message):
         call_tool(tool, tiny_config, checkpoint, *args, '--work-dir', tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--points', '1'], 'at least 2 points an axis'),
+        (['--repeats', '1'], 'at least 2 repeats'),
+        (['--threads', '0'], '--threads must be at least 1'),
+        (['--max-spread', '100', '--max-negative', '-1'], 'A larger block is faster along'),
+    ],
+)
+def test_tables_are_refused_with_one_message(tiny_config, tmp_path, args, message):
+    small = ['--points', 2, '--mlp-points', 2, '--repeats', 2, '--batch-size', 1]
+    out = tmp_path / 'table.json'
+    with pytest.raises(ValueError, match=message):
+        call_tool('measure_latency', tiny_config, '--out', out, '--device', 'cpu', *small, *args)
+    assert not out.exists()

@@ -41,7 +41,14 @@ def parse_args() -> argparse.Namespace:
         '--max-spread',
         type=float,
         default=0.2,
-        help="refuse a table whose repeats differ by more (quartiles' distance over the median)",
+        help="refuse a table whose repeats differ by more at one point in ten (quartiles' distance "
+        'over the median)',
+    )
+    parser.add_argument(
+        '--max-negative',
+        type=float,
+        default=0.2,
+        help='refuse a table in which a larger block is faster along a larger share of the steps',
     )
     return parser.parse_args()
 
@@ -52,6 +59,8 @@ def main() -> None:
         raise ConfigError(f'--out {args.out} must be a .json file')
     if args.cpu_time and (args.threads != 1 or args.device != 'cpu'):
         raise ConfigError('--cpu-time needs --threads 1 and --device cpu')
+    if args.threads is not None and args.threads < 1:
+        raise ConfigError(f'--threads must be at least 1, got {args.threads}')
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
@@ -72,13 +81,19 @@ def main() -> None:
     print(
         f'\n{info["device"]}, {info["dtype"]}, batch {info["batch_size"]}, {info["num_tokens"]} '
         f'tokens: full model {1e3 * table(structure.sizes.points().numpy()).sum():.2f} ms in its '
-        f'blocks; median spread of the repeats {100 * info["spread"]:.1f} %, larger but faster: '
-        f'{100 * info["negative_slopes"]:.1f} % of the grid'
+        f'blocks; spread of repeats at most {100 * info["spread"]:.1f} % at nine of ten points; '
+        f'larger but faster: {100 * info["negative_slopes"]:.1f} % of the steps'
     )
+    remedy = 'measure on a quiet machine, or with more --repeats or a larger --batch-size'
     if info['spread'] > args.max_spread:
         raise ConfigError(
             f'The repeats differ by {100 * info["spread"]:.0f} %, more than --max-spread allows; '
-            'measure on a quiet machine, or with more --repeats or a larger --batch-size'
+            + remedy
+        )
+    if info['negative_slopes'] > args.max_negative:
+        raise ConfigError(
+            f'A larger block is faster along {100 * info["negative_slopes"]:.0f} % of the steps '
+            f'between sizes, more than --max-negative allows; {remedy}, or fewer --points'
         )
     if not args.raw:
         table = table.monotone()
