@@ -6,11 +6,14 @@
         work_dirs/vit-mini_cifar10.pth --latency-table work_dirs/latency_cifar10.json
 
 ``prune`` takes a trained model to one share of its latency by each criterion, fine-tunes all of
-them until they were trained for the same number of epochs, and measures what they take here: the
-blocks, which the table predicts, and the whole model. Runs that are done are kept in the work dir.
+them alike, and measures what they take here: the blocks, which the table predicts, and the whole
+model. Magnitude and random choice rank by their scores alone, without what a unit costs
+(``cost_weight=0``). Uniform width needs no training while it prunes; the others' steps of that come
+on top of the fine-tuning and are listed. Runs that are done are kept in the work dir.
 """
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -25,8 +28,8 @@ from mmengine.config import Config, DictAction
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from vitdown.checkpoint import find_resumable_checkpoint, load_checkpoint_file
-from vitdown.engine.launch import ConfigError, evaluate, load_config, run_tool
+from vitdown.checkpoint import load_checkpoint_file
+from vitdown.engine.launch import evaluate, load_config, run_tool
 from vitdown.files import write_atomically
 from vitdown.models.backbones import NViT
 from vitdown.models.pruning import (
@@ -37,6 +40,7 @@ from vitdown.models.pruning import (
     ViTStructure,
     device_name,
     magnitude_scores,
+    rank_index,
     save_dense,
     taylor_gate_scores,
     total_cost,
@@ -70,7 +74,7 @@ def parse_args() -> argparse.Namespace:
         choices=['nvit', 'paper', 'magnitude', 'random', 'uniform'],
     )  # fmt: skip
     prune.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    prune.add_argument('--epochs', type=int, default=5, help='of pruning and fine-tuning together')
+    prune.add_argument('--epochs', type=int, default=5, help='of fine-tuning')
     prune.add_argument('--lr', type=float, default=5e-4, help='of fine-tuning')
     prune.add_argument('--minutes', type=float, default=math.inf, help='start nothing after these')
     prune.add_argument('--batch-size', type=int, default=64, help='of the latency measured')
@@ -182,6 +186,54 @@ def loop_scores(structure: ViTStructure, parameters: dict[str, nn.Parameter]) ->
     return scores
 
 
+def unit_places(pruner: GlobalPruner, number: int, units: list[int]) -> dict[str, list[int]]:
+    """What units of one layer are along the axes of the weights, see ``ViTStructure.axes``."""
+    layer = pruner.layers[number]
+    if layer.kind in ('emb', 'mlp'):
+        return {'emb' if layer.block is None else f'mlp.{layer.block}': units}
+    heads, qk, v, _ = pruner.structure.sizes.blocks[layer.block]
+    if layer.kind == 'head':
+        queries = [u * qk + j for u in units for j in range(qk)]
+        values = [u * v + j for u in units for j in range(v)]
+    else:
+        queries = [h * qk + u for h in range(heads) for u in units if layer.kind == 'qk']
+        values = [h * v + u for h in range(heads) for u in units if layer.kind == 'v']
+    keys = [heads * qk + place for place in queries]
+    rows = queries + keys + [2 * heads * qk + place for place in values]
+    return {f'qkv.{layer.block}': rows, f'v.{layer.block}': values}
+
+
+@torch.no_grad()
+def loop_event(pruner: GlobalPruner) -> list[Tensor]:
+    """Gates after an event of ``GlobalPruner``, and their weights set to zero, group by group."""
+    scores = pruner.regularise(pruner.blend(pruner.mean_scores()))
+    groups, gates = [], [gate.clone() for gate in pruner.gates]
+    for number, layer in enumerate(pruner.layers):
+        order = scores[number].argsort(stable=True)
+        size = pruner.group_sizes[layer.kind]
+        for end in range(size, layer.units + 1, size):
+            units = order[end - size : end]
+            groups.append((float(scores[number][units].sum()), number, units, end == layer.units))
+    index = rank_index(
+        pruner.num_events, len(groups), pruner.prune_per_event, pruner.rank_unit, pruner.max_units
+    )
+    threshold = sorted(group[0] for group in groups)[index]
+    parameters = dict(pruner.model.named_parameters())
+    for score, number, units, last in groups:
+        if score > threshold or last:
+            continue
+        gates[number][units] = False
+        places = {
+            axis: torch.tensor(found, dtype=torch.long)
+            for axis, found in unit_places(pruner, number, units.tolist()).items()
+        }
+        for name, axes in pruner.structure.axes.items():
+            for dim, axis in enumerate(axes):
+                if axis in places:
+                    parameters[name].index_fill_(dim, places[axis], 0)
+    return gates
+
+
 def compare_pruner(args: argparse.Namespace) -> None:
     model = NViT(args.arch, 224)
     model.init_weights()
@@ -196,19 +248,29 @@ def compare_pruner(args: argparse.Namespace) -> None:
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-9)
     fast = median_seconds(pruner.accumulate, args.repeats, cpu)
     slow = median_seconds(lambda: loop_scores(structure, parameters), args.repeats, cpu)
-    pruner.event()
-    events = []
-    for _ in range(args.repeats):
+    events, loops = [], []
+    for _ in range(args.repeats + 1):
         pruner.accumulate()
+        state = copy.deepcopy(pruner.state_dict())
+        start = time.perf_counter()
+        gates = loop_event(pruner)
+        loops.append(time.perf_counter() - start)
+        pruner.load_state_dict(state)
         start = time.perf_counter()
         pruner.event()
         events.append(time.perf_counter() - start)
-    print(f'{device_name(cpu)}, {args.arch}, median of {args.repeats}')
+        assert all(torch.equal(a, b) for a, b in zip(gates, pruner.gates)), 'the loop differs'
+    event, loop = statistics.median(events[1:]), statistics.median(loops[1:])
+    gone = sum(int((~gate).sum()) for gate in pruner.gates)
+    print(
+        f'{device_name(cpu)}, {args.arch}, median of {args.repeats}; {gone} units pruned at the '
+        'end, the same by both'
+    )
     table(
         [
-            ['', 'one product a weight', 'one a use', 'ratio'],
+            ['', 'ours', 'loop', 'ratio'],
             ['scores of a step', f'{fast:.3f} s', f'{slow:.3f} s', f'{slow / fast:.1f}'],
-            ['pruning event', f'{statistics.median(events):.3f} s', '', ''],
+            ['pruning event', f'{event:.3f} s', f'{loop:.3f} s', f'{loop / event:.1f}'],
         ]
     )
 
@@ -236,7 +298,7 @@ def run_python(*args) -> None:
 
 
 def prune(args: argparse.Namespace, criterion: str, seed: int, out: Path) -> tuple[Path, int]:
-    """Config of the dense model of one criterion, its checkpoint beside it, and epochs it took."""
+    """Config of the dense model of one criterion, its checkpoint beside it, and its steps."""
     name = out / f'pruned_{args.target:g}.pth'
     config = name.with_suffix('.py')
     if criterion == 'uniform':
@@ -251,16 +313,15 @@ def prune(args: argparse.Namespace, criterion: str, seed: int, out: Path) -> tup
         out.mkdir(parents=True, exist_ok=True)
         return save_dense(cfg, model, pruner.structure, gates, name), 0
     if not config.exists():
-        # Baselines rank by their own scores alone; NViT's also knows what a unit costs.
         own = [] if criterion in ('nvit', 'paper') else ['--cost-weight', 0]
         options = [f'{key}={value}' for key, value in args.cfg_options.items()]
         run_python(
             'tools/pruning/prune.py', args.config, args.checkpoint, '--target-latency',
             args.target, '--latency-table', args.latency_table, '--saliency', criterion, *own,
-            '--work-dir', out, '--cfg-options', f'randomness.seed={seed}',
-            'default_hooks.checkpoint.interval=1', *options,
+            '--recipe', args.config, '--work-dir', out, '--cfg-options', f'randomness.seed={seed}',
+            *options,
         )  # fmt: skip
-    return config, int(Path(find_resumable_checkpoint(str(out))).stem.rpartition('_')[2])
+    return config, load_checkpoint_file(name)['meta']['steps']
 
 
 def _groups(cfg: Config) -> dict:
@@ -314,18 +375,14 @@ def compare_one(args: argparse.Namespace, full: Config, criterion: str, seed: in
     kept = out / 'results.json'
     if kept.exists():
         return json.loads(kept.read_text())
-    config, epochs = prune(args, criterion, seed, out)
-    if epochs >= args.epochs:
-        raise ConfigError(
-            f'{criterion}, seed {seed}: pruning took {epochs} epochs, which leaves none of '
-            f'--epochs {args.epochs} for fine-tuning; raise it, or prune faster'
-        )
-    tuned = fine_tune(args, config, args.epochs - epochs, seed)
+    config, steps = prune(args, criterion, seed, out)
+    tuned = fine_tune(args, config, args.epochs, seed)
     cfg = load_config(str(config))
     costs = LatencyTable.load(args.latency_table)
     small, large = (ViTStructure(MODELS.build(c.model)).sizes for c in (cfg, full))
     blocks, whole = latency_shares(args, cfg, full)
     results = {
+        'pruning steps': steps,
         'predicted': total_cost(costs, small) / total_cost(costs, large),
         'measured': blocks,
         'whole model': whole,
@@ -354,7 +411,7 @@ def compare_criteria(args: argparse.Namespace) -> None:
             kept = (Path(args.work_dir) / f'{criterion}-{seed}/results.json').exists()
             if kept or time.monotonic() < end:
                 done[criterion].append(compare_one(args, full, criterion, seed))
-    names = ('predicted', 'measured', 'whole model', 'pruned', 'fine-tuned')
+    names = ('pruning steps', 'predicted', 'measured', 'whole model', 'pruned', 'fine-tuned')
     rows = [['criterion', 'seeds', *names]]
     for criterion, results in done.items():
         cells = [spread([result[name] for result in results]) for name in names if results]
