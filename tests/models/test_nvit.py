@@ -9,6 +9,7 @@ from vitdown.checkpoint import load_checkpoint_file
 from vitdown.converters import convert_state_dict, export_state_dict
 from vitdown.converters.nvit import nvit_arch
 from vitdown.engine.complexity import get_flops
+from vitdown.engine.launch import load_config
 from vitdown.models.backbones import NViT, revit_arch
 from vitdown.models.distillation import Distiller, FrozenTeacher, build_losses
 from vitdown.models.layers import PrunedLayerNorm
@@ -312,14 +313,23 @@ def test_reid_model_trains_on_unequal_blocks():
     assert all(p.grad is not None for p in model.backbone.parameters())
 
 
-def test_converter_tool_prints_the_sizes(tmp_path, monkeypatch, capsys):
+def test_converter_tool_writes_sizes_and_a_config(tmp_path, monkeypatch, capsys):
     source = classifier().eval()
     torch.save(official_checkpoint(source), tmp_path / 'NViT_X.pth')
     argv = ['convert', 'nvit', tmp_path / 'NViT_X.pth', tmp_path / 'out.pth']
     monkeypatch.setattr('sys.argv', [str(arg) for arg in argv])
     runpy.run_path(str(ROOT / 'tools/model_converters/convert.py'))['main']()
     assert f'model.backbone.arch = { ({**ARCH, "qk_scale": 0.125}) }' in capsys.readouterr().out
-    source.load_state_dict(load_checkpoint_file(tmp_path / 'out.pth')['state_dict'])
+    content = load_checkpoint_file(tmp_path / 'out.pth')
+    source.load_state_dict(content['state_dict'])
+    assert content['meta']['arch'] == {**ARCH, 'qk_scale': 0.125}
+    cfg = load_config(str(tmp_path / 'out.py'))
+    assert cfg.load_from == str(tmp_path / 'out.pth')
+    built = MODELS.build(cfg.model).eval()
+    built.load_state_dict(content['state_dict'])
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(built(images), source(images))
 
 
 def test_recipe_losses_through_the_distillation_hooks():

@@ -1,5 +1,6 @@
 """Checkpoints of NViT's authors: dense ones, and those written while pruning."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -44,6 +45,28 @@ def nvit_arch(checkpoint: Mapping) -> dict:
     if any(len(column) != num_layers for column in columns.values()):
         raise ValueError("The checkpoint's sizes are not one of each block")
     return dict(embed_dims=int(dims['EMB']), num_layers=num_layers, **columns, qk_scale=_QK_SCALE)
+
+
+def nvit_model_cfg(arch: Mapping, state_dict: Mapping[str, Tensor]) -> dict:
+    """What a converted dense checkpoint's model has of its own, beside what all of them share.
+
+    Args:
+        arch (Mapping): See :func:`nvit_arch`.
+        state_dict (Mapping[str, Tensor]): Converted weights.
+    """
+    patch_size = state_dict['backbone.patch_embed.projection.weight'].shape[-1]
+    tokens = state_dict['backbone.pos_embed'].shape[1]
+    return dict(
+        backbone=dict(
+            arch=dict(arch),
+            img_size=patch_size * math.isqrt(tokens - 2),  # without class and distillation token
+            patch_size=patch_size,
+            token_scale=any(key.endswith('.token_scale') for key in state_dict),
+        ),
+        head=dict(
+            num_classes=len(state_dict['head.layers.head.weight']), in_channels=arch['embed_dims']
+        ),
+    )
 
 
 def convert_nvit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
