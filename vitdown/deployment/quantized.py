@@ -27,7 +27,9 @@ class _Tensors(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         out = self.model(images, mode='tensor') if self.takes_mode else self.model(images)
-        return out[-1] if isinstance(out, (tuple, list)) else out
+        out = out[-1] if isinstance(out, (tuple, list)) else out
+        # Class and distillation token side by side
+        return torch.cat(out, dim=-1) if isinstance(out, (tuple, list)) else out
 
 
 def quantized_session(path: str | os.PathLike, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -71,8 +73,7 @@ def export_quantized_onnx(
         float: The difference found.
 
     Raises:
-        ValueError: If the steps are not set, a weight does not fit into int8, or the file differs
-            from the model.
+        ValueError: If the steps are not set, or the file differs from the model.
     """
     path = Path(path)
     function = _Tensors(portable_copy(model)).eval()

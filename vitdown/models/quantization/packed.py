@@ -16,9 +16,9 @@ from vitdown.files import write_atomically
 
 from .modules import QKRProjection, QuantConv2d, QuantLinear
 from .packing import pack_codes, unpack_codes
-from .quantizers import quantizers_of
+from .quantizers import LSQQuantizer, quantizers_of
 
-FORMAT = 'vitdown-ofq-1'
+FORMAT = 'vitdown-ofq-2'
 QUANTIZED = (QuantLinear, QuantConv2d, QKRProjection)
 
 
@@ -62,21 +62,54 @@ def quantized_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def integer_weights(module: nn.Module) -> dict[str, IntegerWeight]:
-    """Weights of a quantized layer: ``'weight'``, or ``'value'`` and ``'product'`` under QKR."""
-    sources = {'weight': (module.weight_quant, module.weight)}
+def latent_weights(module: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Quantizers and latent weights: ``'weight'``, or ``'value'`` and ``'product'`` under QKR."""
     if isinstance(module, QKRProjection):
-        sources = {
+        return {
             'value': (module.weight_quant, module.value_weight()),
             'product': (module.product_quant, module.product()),
         }
+    return {'weight': (module.weight_quant, module.weight)}
+
+
+@torch.no_grad()
+def integer_weights(module: nn.Module) -> dict[str, IntegerWeight]:
+    """Weights of a quantized layer, by the names of :func:`latent_weights`."""
     return {
         name: IntegerWeight(*quantizer.integers(latent), quantizer.bits)
-        for name, (quantizer, latent) in sources.items()
+        for name, (quantizer, latent) in latent_weights(module).items()
     }
 
 
-def pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict]]:
+def activation_quantizers(model: nn.Module) -> dict[str, dict]:
+    """What the quantizers of a model's activations are: bits, layout and number of their steps."""
+    return {
+        name: dict(bits=module.bits, step_view=list(module.step_view), steps=module.step.numel())
+        for name, module in model.named_modules()
+        if isinstance(module, LSQQuantizer) and not name.endswith(('weight_quant', 'product_quant'))
+    }
+
+
+def check_input(quantizer: nn.Module, name: str = 'this layer') -> None:
+    """Whether int8 products can be computed of what a quantizer returns.
+
+    Raises:
+        ValueError: If it quantizes nothing, or has one step a channel, which can't be taken out of
+            the product.
+    """
+    if not isinstance(quantizer, LSQQuantizer):
+        raise ValueError(
+            f'int8 products need quantized activations: set quant_cfg.a_bits for {name}, or leave '
+            'it in full precision (quant_cfg.skip)'
+        )
+    if quantizer.step_view == (-1,) and quantizer.step.numel() > 1:
+        raise ValueError(
+            f"Steps per channel can't be taken out of the int8 product of {name}; use "
+            "act_granularity='token' or 'tensor'"
+        )
+
+
+def pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict], dict[str, dict]]:
     """Tensors of a packed file, and what they are.
 
     Low-bit codes are packed along the input axis, as unsigned numbers from the lowest code on.
@@ -87,10 +120,12 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict]]:
         model (nn.Module): Quantized model, with all steps set.
 
     Returns:
-        tuple: Tensors by name, and ``{layer: {weight: dict(bits, shape, offset)}}``.
+        tuple: Tensors by name, ``{layer: {weight: dict(bits, shape, offset)}}``, and
+        :func:`activation_quantizers`.
 
     Raises:
-        ValueError: If the model is not quantized, or its steps are not set.
+        ValueError: If the model is not quantized, its steps are not set, or :mod:`.runtime` could
+            not compute with them.
     """
     if any(not quantizer.is_initialized for quantizer in quantizers_of(model)):
         raise ValueError(
@@ -99,6 +134,8 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict]]:
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     layers = {}
     for name, module in quantized_modules(model):
+        if not isinstance(module, QuantConv2d):
+            check_input(module.input_quant, name or type(model).__name__)
         prefix = f'{name}.' if name else ''
         of_weights = (f'{prefix}weight_quant.', f'{prefix}product_quant.')
         tensors = {k: v for k, v in tensors.items() if not k.startswith(of_weights)}
@@ -115,7 +152,8 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict]]:
             )
     if not layers:
         raise ValueError(f'{type(model).__name__} has no quantized weights to pack')
-    return {name: value.contiguous() for name, value in tensors.items()}, layers
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    return tensors, layers, activation_quantizers(model)
 
 
 def unpack_weight(tensors: Mapping[str, Tensor], name: str, entry: Mapping) -> IntegerWeight:
@@ -133,14 +171,17 @@ def save_packed(model: nn.Module, path: str | os.PathLike) -> int:
     Returns:
         int: Its size in bytes.
     """
-    tensors, layers = pack(model)
-    content = save(tensors, {'format': FORMAT, 'layers': json.dumps(layers)})
+    tensors, layers, quantizers = pack(model)
+    tables = {'layers': json.dumps(layers), 'quantizers': json.dumps(quantizers)}
+    content = save(tensors, {'format': FORMAT, **tables})
     write_atomically(content, path)
     print_log(f'{len(content)} bytes written to {path}', logger='current')
     return len(content)
 
 
-def read_packed(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, dict]]:
+def read_packed(
+    path: str | os.PathLike,
+) -> tuple[dict[str, Tensor], dict[str, dict], dict[str, dict]]:
     """Read what :func:`save_packed` wrote; see :func:`pack`.
 
     Raises:
@@ -162,4 +203,4 @@ def read_packed(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, d
             f'{path} is not a packed model of this version; write one with '
             'tools/deployment/export_quantized.py'
         )
-    return tensors, json.loads(metadata['layers'])
+    return tensors, json.loads(metadata['layers']), json.loads(metadata['quantizers'])

@@ -15,30 +15,27 @@ from .quantizers import LSQQuantizer, quantizers_of
 class DequantizedWeight(nn.Module):
     """In place of a weight's quantizer: the finished integers, scaled row by row.
 
-    Args:
-        weight (IntegerWeight): Its offset must have become part of the integers: up to 7 bits.
+    StatsQ's grid of 8 bits, whose odd integers take 9, gets its half level added afterwards.
 
-    Raises:
-        ValueError: For StatsQ with 8 bits, whose odd integers take 9.
+    Args:
+        weight (IntegerWeight): The weight.
     """
 
     def __init__(self, weight: IntegerWeight) -> None:
         super().__init__()
         integers, scale, offset = weight.for_compute()
-        if offset:
-            raise ValueError(
-                "StatsQ's grid of 8 bits has no zero and does not fit into int8; export up to 7 "
-                "bits, or 8 with w_quant='lsq'"
-            )
+        shift = (offset * scale).view(-1, *[1] * (integers.ndim - 1)) if offset else None
+        self.register_buffer('shift', shift)
         self.register_buffer('integers', integers)
         self.register_buffer('scale', scale)
         self.register_buffer('zero_points', torch.zeros_like(scale, dtype=torch.int8))
 
     def forward(self, _: Tensor) -> Tensor:
         """The weight in float32, whatever the latent one is."""
-        return torch.ops.quantized_decomposed.dequantize_per_channel(
+        weight = torch.ops.quantized_decomposed.dequantize_per_channel(
             self.integers, self.scale, self.zero_points, 0, -128, 127, torch.int8
         )
+        return weight if self.shift is None else weight + self.shift
 
 
 class PlainLSQ(nn.Module):
@@ -75,7 +72,7 @@ def portable_copy(model: nn.Module) -> nn.Module:
         model (nn.Module): Quantized model, with all steps set.
 
     Raises:
-        ValueError: If the steps are not set, or a weight does not fit into int8.
+        ValueError: If the steps are not set.
     """
     if any(not quantizer.is_initialized for quantizer in quantizers_of(model)):
         raise ValueError(

@@ -16,7 +16,16 @@ from vitdown.checkpoint import CheckpointError
 
 from .functional import MIN_STEP
 from .modules import Attending, QKRProjection, QuantConv2d, QuantQKV
-from .packed import IntegerWeight, pack, quantized_modules, read_packed, unpack_weight
+from .packed import (
+    IntegerWeight,
+    activation_quantizers,
+    check_input,
+    latent_weights,
+    pack,
+    quantized_modules,
+    read_packed,
+    unpack_weight,
+)
 from .quantizers import LSQQuantizer
 
 
@@ -57,17 +66,11 @@ class IntegerInput(FixedLSQ):
         quantizer (LSQQuantizer): With one step a token, a column or for all.
 
     Raises:
-        ValueError: With one step a channel, which can't be taken out of the matrix product.
+        ValueError: See :func:`check_input`.
     """
 
     def __init__(self, quantizer: LSQQuantizer) -> None:
-        if not isinstance(quantizer, LSQQuantizer):
-            raise ValueError('int8 products need quantized activations; set quant_cfg.a_bits')
-        if quantizer.step_view == (-1,) and quantizer.step.numel() > 1:
-            raise ValueError(
-                "Steps per channel can't be taken out of an int8 product; use "
-                "act_granularity='token' or 'tensor'"
-            )
+        check_input(quantizer)
         super().__init__(quantizer)
         # Unsigned activations are what int8 instructions of CPUs take.
         self.zero_point = -self.bounds[0]
@@ -248,7 +251,10 @@ def _integer_module(
 
 @torch.no_grad()
 def load_integer(
-    model: nn.Module, tensors: Mapping[str, Tensor], layers: Mapping[str, dict]
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, dict],
+    quantizers: Mapping[str, dict],
 ) -> nn.Module:
     """Turn a quantized model into its integer form, in place, with the weights of a packed file.
 
@@ -256,17 +262,19 @@ def load_integer(
         model (nn.Module): Built by the config of the packed model.
         tensors (Mapping[str, Tensor]): See :func:`pack`.
         layers (Mapping[str, dict]): See :func:`pack`.
+        quantizers (Mapping[str, dict]): See :func:`activation_quantizers`.
 
     Returns:
         nn.Module: ``model``, on the CPU and in evaluation mode. It can't be trained.
 
     Raises:
-        CheckpointError: If the file is of another model or other bits.
+        CheckpointError: If the file is of another model, other bits or another granularity.
         ValueError: If the model's settings don't allow int8 products.
     """
     model.cpu()
     modules = dict(quantized_modules(model))
     _check_layers(model, modules, layers)
+    _check_same(activation_quantizers(model), quantizers)
     low_bit = {
         f'{_join(name, part)}.{end}'
         for name, parts in layers.items()
@@ -324,10 +332,20 @@ def _check_layers(model: nn.Module, modules: Mapping[str, nn.Module], layers: Ma
             'in one of them only. Is it a file of this config?'
         )
     for name, module in modules.items():
-        quantizers = {'weight': module.weight_quant}
-        if isinstance(module, QKRProjection):
-            quantizers = {'value': module.weight_quant, 'product': module.product_quant}
-        bits = {part: quantizer.bits for part, quantizer in quantizers.items()}
-        found = {part: entry['bits'] for part, entry in layers[name].items()}
-        if bits != found:
-            raise CheckpointError(f'The packed file has {found} bits for {name}, the config {bits}')
+        expected = {
+            part: dict(bits=quantizer.bits, shape=list(latent.shape))
+            for part, (quantizer, latent) in latent_weights(module).items()
+        }
+        found = {
+            part: dict(bits=entry['bits'], shape=entry['shape'])
+            for part, entry in layers[name].items()
+        }
+        _check_same({name: expected}, {name: found})
+
+
+def _check_same(expected: Mapping[str, dict], found: Mapping[str, dict]) -> None:
+    for name in sorted(set(expected) | set(found)):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f'The packed file has {found.get(name)} for {name}, the config {expected.get(name)}'
+            )
