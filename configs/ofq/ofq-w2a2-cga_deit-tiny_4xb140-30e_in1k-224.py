@@ -1,4 +1,4 @@
-# Second stage: from the first one's best checkpoint, with optimizer, 30 epochs at its last rate.
+# Second stage: from the first one's last checkpoint, with optimizer, 30 epochs at its last rate.
 _base_ = './ofq-w2a2_deit-tiny_4xb140-300e_in1k-224.py'
 
 default_hooks = dict(annealing=dict(type='CGAHook', boundary_range=0.005))
