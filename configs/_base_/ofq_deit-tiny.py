@@ -1,7 +1,7 @@
 # DeiT-T in low bits and what teaches it; configs set the bits of quant_cfg, batch and rates.
 _base_ = [
     './models/ofq_deit-distilled.py',
-    './datasets/imagenet_224_mctf.py',
+    './datasets/imagenet_224_ofq.py',
     './schedules/ofq_adamw_300e.py',
     './default_runtime.py',
 ]
