@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.plain_ofq import make_plain
@@ -62,11 +63,15 @@ def training(arch: str, bits: int, batch: int, repeats: int) -> None:
         out = model(image)[-1]
         loss = out.square().mean()
         if teach is not None:
-            # The official teacher runs in training mode and with gradients.
-            teacher.train(teach == 'official')
-            with torch.set_grad_enabled(teach == 'official'):
+            # The official teacher runs in training mode, and gradients go through it, too.
+            official = teach == 'official'
+            teacher.train(official)
+            teacher.zero_grad()
+            with torch.set_grad_enabled(official):
                 soft = teacher(image)[-1]
-            loss = loss + kd_loss(out, soft)
+            loss = loss + (
+                F.cross_entropy(out, soft.softmax(-1)) if official else kd_loss(out, soft)
+            )
         loss.backward()
 
     step(ours)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdown.datasets import PackedCIFAR
+from vitdown.files import write_atomically
 from vitdown.models.backbones import VisionTransformer
 from vitdown.models.losses import kd_loss
 from vitdown.models.quantization import (
@@ -135,6 +136,10 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     return 100 * hits / len(labels)
 
 
+# What a result depends on, and the defaults
+SETTINGS = dict(fp_steps=1000, steps=250, stage2_steps=60, test_images=2000)
+
+
 class Experiment:
     """Runs that are kept in a folder, one JSON file and one checkpoint each."""
 
@@ -157,9 +162,22 @@ class Experiment:
             self._data = load_split(root, 'train'), (images[:number], labels[:number])
         return self._data
 
+    @property
+    def settings(self) -> dict[str, int]:
+        return {name: getattr(self.args, name) for name in SETTINGS}
+
     def result(self, name: str) -> dict | None:
         path = self.folder / f'{name}.json'
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        result = json.loads(path.read_text())
+        made_with = result.pop('settings', SETTINGS)
+        if made_with != self.settings:
+            raise SystemExit(
+                f'{path} was made with {made_with}, not with {self.settings}; '
+                'use another --work-dir'
+            )
+        return result
 
     def run(self, name: str, make) -> dict | None:
         """The result of a run: read, or made while there is time."""
@@ -169,7 +187,8 @@ class Experiment:
             model, result = make()
             result['seconds'] = round(time.monotonic() - started, 1)
             torch.save(model.state_dict(), self.folder / f'{name}.pth')
-            (self.folder / f'{name}.json').write_text(json.dumps(result))
+            content = json.dumps(dict(result, settings=self.settings)).encode()
+            write_atomically(content, self.folder / f'{name}.json')
             print(name, {k: v for k, v in result.items() if k != 'curve'}, flush=True)
         return result
 
@@ -287,10 +306,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--bits', type=int, nargs='+', default=[2, 3, 4])
-    parser.add_argument('--fp-steps', type=int, default=1000)
-    parser.add_argument('--steps', type=int, default=250)
-    parser.add_argument('--stage2-steps', type=int, default=60)
-    parser.add_argument('--test-images', type=int, default=2000)
+    parser.add_argument('--fp-steps', type=int, default=SETTINGS['fp_steps'])
+    parser.add_argument('--steps', type=int, default=SETTINGS['steps'])
+    parser.add_argument('--stage2-steps', type=int, default=SETTINGS['stage2_steps'])
+    parser.add_argument('--test-images', type=int, default=SETTINGS['test_images'])
     parser.add_argument('--minutes', type=float, default=60, help='start no run after that long')
     parser.add_argument('--work-dir', default='work_dirs/quantization_cifar10')
     parser.add_argument('--picture', help='where to draw the curves (PNG)')

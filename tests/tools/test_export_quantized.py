@@ -1,7 +1,9 @@
 """The tool that packs quantized models, run as a user runs it."""
 
 import re
+import runpy
 
+import pytest
 import torch
 
 from tests.conftest import run_tool
@@ -50,3 +52,12 @@ def test_mistakes_end_in_one_line(tmp_path, tiny_config):
         assert failed.returncode == 2
         assert message in failed.stderr
         assert 'Traceback' not in failed.stderr
+
+
+@pytest.mark.parametrize('option', ['--images', '--repeats', '--threads', '--onnx-batch'])
+def test_numbers_are_positive(monkeypatch, capsys, option):
+    tool = runpy.run_path(TOOL)
+    monkeypatch.setattr('sys.argv', [TOOL, 'config.py', 'x.pth', 'x.safetensors', option, '0'])
+    with pytest.raises(SystemExit):
+        tool['parse_args']()
+    assert f'argument {option}: must be at least 1, got 0' in capsys.readouterr().err

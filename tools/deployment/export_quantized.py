@@ -24,6 +24,13 @@ from vitdown.models.quantization import load_packed, quantizers_of, save_packed
 from vitdown.registry import MODELS
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
+    return number
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -32,13 +39,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of the config, .pth or .safetensors')
     parser.add_argument('output', help='.safetensors file to write')
     parser.add_argument('--onnx', help='also write an ONNX file with int8 weights')
-    parser.add_argument('--onnx-batch', type=int, help='images at a time in it (default: any)')
-    parser.add_argument('--images', type=int, default=8, help='images to compare on (default: 8)')
+    parser.add_argument('--onnx-batch', type=positive, help='images at a time in it (default: any)')
+    parser.add_argument(
+        '--images', type=positive, default=8, help='images to compare on (default: 8)'
+    )
     parser.add_argument(
         '--data', action='store_true', help='compare on the test set, not on random images'
     )
-    parser.add_argument('--repeats', type=int, default=5, help='runs to time (default: 5)')
-    parser.add_argument('--threads', type=int, default=1, help='threads (default: 1)')
+    parser.add_argument('--repeats', type=positive, default=5, help='runs to time (default: 5)')
+    parser.add_argument('--threads', type=positive, default=1, help='threads (default: 1)')
     return parser.parse_args()
 
 
