@@ -301,8 +301,9 @@ def prune(args: argparse.Namespace, criterion: str, seed: int, out: Path) -> tup
     """Config of the dense model of one criterion, its checkpoint beside it, and its steps."""
     name = out / f'pruned_{args.target:g}.pth'
     config = name.with_suffix('.py')
+    cfg = load_config(args.config, args.cfg_options)
+    out.mkdir(parents=True, exist_ok=True)
     if criterion == 'uniform':
-        cfg = load_config(args.config, args.cfg_options)
         model = MODELS.build(cfg.model)
         model.load_state_dict(load_checkpoint_file(args.checkpoint)['state_dict'])
         pruner = GlobalPruner(model, LatencyTable.load(args.latency_table), **_groups(cfg))
@@ -310,15 +311,16 @@ def prune(args: argparse.Namespace, criterion: str, seed: int, out: Path) -> tup
             pruner.structure, dict(model.named_parameters()), pruner.cost, args.target,
             pruner.group_sizes,
         )  # fmt: skip
-        out.mkdir(parents=True, exist_ok=True)
         return save_dense(cfg, model, pruner.structure, gates, name), 0
     if not config.exists():
+        recipe = out / 'recipe.py'
+        cfg.dump(recipe)
         own = [] if criterion in ('nvit', 'paper') else ['--cost-weight', 0]
         options = [f'{key}={value}' for key, value in args.cfg_options.items()]
         run_python(
             'tools/pruning/prune.py', args.config, args.checkpoint, '--target-latency',
             args.target, '--latency-table', args.latency_table, '--saliency', criterion, *own,
-            '--recipe', args.config, '--work-dir', out, '--cfg-options', f'randomness.seed={seed}',
+            '--recipe', recipe, '--work-dir', out, '--cfg-options', f'randomness.seed={seed}',
             *options,
         )  # fmt: skip
     return config, load_checkpoint_file(name)['meta']['steps']
