@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, run_tool
+from vitdown.engine.launch import load_config
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -134,6 +135,19 @@ def test_links_lead_to_headings_that_exist(page):
         # As GitHub makes them: lower case, no punctuation, hyphens for spaces
         anchors = {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
         assert anchor in anchors, f'{page.name} links to {target}#{anchor}, only {sorted(anchors)}'
+
+
+def test_the_quick_start_goes_on_with_the_demos_model():
+    config = re.search(r'^CONFIG=(.+)', (ROOT / 'docs/quick_start.md').read_text(), re.M)[1]
+    assert f"CONFIG = ROOT / '{config}'" in (ROOT / 'tools/demo.py').read_text()
+
+
+def test_a_short_first_training_is_one_that_runs():
+    text = (ROOT / 'docs/own_data.md').read_text()
+    base = re.search(r"^_base_ = '(.+)'", text, re.M)[1]
+    options = re.search(r'--cfg-options (train_cfg.+?)\s+#', text)[1].split()
+    cfg = load_config(str(ROOT / base), {k: int(v) for k, v in (o.split('=') for o in options)})
+    assert cfg.param_scheduler.warmup_epochs < cfg.train_cfg.max_epochs == 1
 
 
 def test_the_model_index_lists_every_metafile():
