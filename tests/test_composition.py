@@ -176,10 +176,11 @@ def test_smmix_replaces_mixing_of_the_data_preprocessor(compose):
         build_runner(cfg).train()
 
 
-def test_documented_matrix_is_the_tested_one():
-    """Every cell of ``docs/composition.md`` says what happens here."""
-    text = (ROOT / 'docs' / 'composition.md').read_text()
-    header, _, *rows = [line for line in text.splitlines() if line.startswith('|')]
+@pytest.mark.parametrize('page', ['README.md', 'docs/composition.md'])
+def test_documented_matrix_is_the_tested_one(page):
+    """Every cell of the table says what happens here."""
+    table = (ROOT / page).read_text().split('| | DCAL |')[1].split('\n\n')[0]
+    header, _, *rows = f'| | DCAL |{table}'.splitlines()
     columns = [cell.strip() for cell in header.strip('|').split('|')][1:]
     assert columns == list(METHODS)
     shown = {}
