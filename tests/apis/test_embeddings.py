@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,11 @@ def test_csv(embeddings, tmp_path):
         rows = list(csv.reader(file))
     assert rows[0] == ['path', 'camera', 'time', 'f0', 'f1', 'f2']
     assert rows[2] == ['ü.jpg', '2', '2024-05-02T00:00:00.000000', '3.0', '4.0', '5.0']
+
+
+def test_columns_do_not_pose_as_results(embeddings):
+    with pytest.raises(ValueError, match="metadata: the column name 'score' is taken"):
+        replace(embeddings, metadata={'score': np.ones(len(embeddings))})
 
 
 def test_other_endings_are_refused(embeddings, tmp_path):

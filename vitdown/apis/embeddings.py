@@ -8,7 +8,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ class Embeddings:
         metadata (dict[str, np.ndarray]): Columns of N values.
         model (str): Fingerprint of the model, ``''`` if unknown.
         skipped (dict[str, str]): Images that could not be read, and why.
+
+    Raises:
+        ValueError: If a column has the name of a result, such as ``'score'``.
     """
 
     features: np.ndarray
@@ -42,6 +45,9 @@ class Embeddings:
     metadata: Columns = field(default_factory=dict)
     model: str = ''
     skipped: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_names(self.metadata, 'metadata')
 
     def __len__(self) -> int:
         return len(self.features)
@@ -153,8 +159,7 @@ def read_metadata(table: str | os.PathLike, paths: Sequence[str]) -> Columns:
             raise ValueError(
                 f"{table}: the head line must name 'path' and at least one more column"
             )
-        if reserved := sorted(set(names) & set(_RESERVED)):
-            raise ValueError(f'{table}: the column name {reserved[0]!r} is taken; choose another')
+        _check_names(names, table)
         rows = {}
         for row in reader:
             if None in row or None in row.values():
@@ -168,6 +173,11 @@ def read_metadata(table: str | os.PathLike, paths: Sequence[str]) -> Columns:
             "'path' is relative to the table's folder"
         )
     return {name: _typed([rows[key][name] for key in keys]) for name in names}
+
+
+def _check_names(names: Iterable[str], source: str | os.PathLike) -> None:
+    if reserved := sorted(set(names) & set(_RESERVED)):
+        raise ValueError(f'{source}: the column name {reserved[0]!r} is taken; choose another')
 
 
 def _absolute(path: str, folder: str) -> str:

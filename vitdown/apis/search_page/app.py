@@ -160,8 +160,10 @@ class _Page:
             for name, dtype in self._columns().items():
                 text = str(form.get(f'column {name}', '')).strip()
                 try:
-                    metadata[name] = np.array([parse_value(text, name, dtype)])
-                except ValueError as error:
+                    value = parse_value(text, name, dtype)
+                    # Text may be longer than what is there.
+                    metadata[name] = np.array([value], str if dtype.kind == 'U' else dtype)
+                except (ValueError, OverflowError) as error:
                     raise HTTPException(400, f'{error}: every column needs a value') from None
             number = await run_in_threadpool(self._add, folder, data, pixels, suffix, metadata)
         return RedirectResponse(f'/search?id={number}', 303)
@@ -255,7 +257,7 @@ class _Page:
         try:
             with self.lock:
                 path = str(self.gallery.lookup([number])['path'][0])
-        except KeyError:
+        except (KeyError, OverflowError):
             raise HTTPException(404, f'the gallery has no picture {number}') from None
         file = resolve_image(path, self.settings.image_root)
         if file is None:
