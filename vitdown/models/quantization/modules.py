@@ -213,7 +213,9 @@ class QKRProjection(Attending, CachedWeights, nn.Linear):
 
     def product(self) -> Tensor:
         """Latent product of query and key weights, ``(H * C, C)``: rows ``i * C ...`` are P_i."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        device = self.weight.device.type
+        # Counting on the meta device: autocast does not know it.
+        with torch.autocast('cpu' if device == 'meta' else device, enabled=False):
             query, key, _ = self.weight.split(self.part_sizes)
             query, key = (w.unflatten(0, (self.num_heads, -1)) for w in (query, key))
             return (query.transpose(1, 2) @ key).flatten(0, 1)
