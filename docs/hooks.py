@@ -1,4 +1,4 @@
-"""Brings the READMEs of methods and benchmarks into the site, and mends the links between them.
+"""Brings READMEs of methods and benchmarks and their pictures into the site, and mends links.
 
 READMEs keep their places, the pages of ``docs/`` move one folder up. Links between them are changed
 accordingly; of links to files that are no pages, the text is left.
@@ -25,7 +25,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for path in [*_methods(), ROOT / 'benchmarks/README.md']:
+    pictures = sorted(ROOT.glob('configs/*/*.png'))
+    for path in [*_methods(), ROOT / 'benchmarks/README.md', *pictures]:
         files.append(File.generated(config, _place(path), abs_src_path=str(path)))
     return files
 
