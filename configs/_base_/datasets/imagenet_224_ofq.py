@@ -1,8 +1,9 @@
 # ImageNet-1k as OFQ trains on it: DeiT's augmentation, and nine tenths of the test images.
 _base_ = './imagenet_224_mctf.py'
 
+load, _, *augment_and_pack = _base_.train_pipeline
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(
         type='RandomChoice',
         transforms=[
@@ -15,30 +16,10 @@ train_pipeline = [
             for interpolation in ('bilinear', 'bicubic')
         ],
     ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        _scope_='mmpretrain',  # its policies, too
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
-    ),
-    dict(
-        type='mmpretrain.RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=[103.53, 116.28, 123.675],
-        fill_std=[57.375, 57.12, 58.395],
-    ),
-    dict(type='mmpretrain.PackInputs'),
+    *augment_and_pack,
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(
         type='mmpretrain.ResizeEdge',
         scale=248,
@@ -46,9 +27,9 @@ test_pipeline = [
         backend='pillow',
         interpolation='bicubic',
     ),
-    dict(type='mmpretrain.CenterCrop', crop_size=224),
-    dict(type='mmpretrain.PackInputs'),
+    *_base_.test_pipeline[2:],
 ]
+del load, augment_and_pack, _
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
