@@ -75,7 +75,9 @@ def test_config_builds(path):
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     size = model.backbone.img_size
-    assert model.head.in_channels == model.backbone.embed_dims
+    # Swin doubles the width between stages.
+    merges = len(model.backbone.depths) - 1 if hasattr(model.backbone, 'depths') else 0
+    assert model.head.in_channels == model.backbone.embed_dims * 2**merges
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         *_, last = (s for s in loader.dataset.pipeline if 'scale' in s or 'crop_size' in s)
         images = last['crop_size'] if 'crop_size' in last else last['scale'][::-1]
