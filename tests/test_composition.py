@@ -1,14 +1,18 @@
 """Every pair of methods, and some triples, in one training: two iterations, then the reload.
 
-``docs/composition.md`` shows the matrix; here it is true.
+``docs/composition.md`` shows the matrix; here it is true. Each method has an effect that is seen in
+runs with it and in no others.
 """
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmpretrain.structures import DataSample
+from torch import nn
 
 from vitdown.engine.launch import build_runner, load_config
 from vitdown.models.distillation import find_classifier
@@ -44,14 +48,14 @@ METHODS = {
     'MCTF': dict(
         model=dict(backbone=dict(token_fusion=dict(type='MCTF', r=2, layers=[0, 1], min_tokens=4)))
     ),
-    'ToMe': dict(model=dict(backbone=dict(token_fusion=dict(type='ToMe', r=2)))),
+    'ToMe': dict(model=dict(backbone=dict(token_fusion=dict(type='ToMe', r=1)))),
     'NViT': dict(model=dict(backbone=dict(type='NViT', arch=dict(_delete_=True, **PRUNED)))),
     'OFQ': dict(
         model=dict(
             backbone=dict(quant_cfg=dict(type='OFQ', w_bits=4, a_bits=4, act_granularity='tensor'))
         )
     ),
-    'SMMix': dict(custom_hooks=[dict(type='SMMixHook')]),
+    'SMMix': dict(custom_hooks=[dict(type='SMMixHook', switch_prob=1.0)]),
     'NKD': dict(custom_hooks=[dict(type='NKDHook')]),
     'USKD': dict(custom_hooks=[dict(type='USKDHook')]),
     'unlearnable': {},
@@ -69,13 +73,12 @@ TRIPLES = [
 ]
 
 
-@pytest.fixture
-def compose(tiny_config, tiny_checkpoint, tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def make_config(tiny_config, tiny_checkpoint, tmp_path_factory):
     """Config of a short training with some methods."""
-    monkeypatch.setenv('VITDOWN_UNLEARNABLE_KEY', KEY)
 
-    def build(*methods: str) -> Config:
-        cfg = load_config(str(tiny_config), work_dir=str(tmp_path / 'run'))
+    def make(*methods: str) -> Config:
+        cfg = load_config(str(tiny_config), work_dir=str(tmp_path_factory.mktemp('run')))
         plain = cfg.model.to_dict()
         hooks = []
         for method in methods:
@@ -94,15 +97,118 @@ def compose(tiny_config, tiny_checkpoint, tmp_path, monkeypatch):
         cfg.default_hooks.checkpoint = dict(type='SafeCheckpointHook', by_epoch=False, interval=2)
         return cfg
 
-    return build
+    return make
 
 
-def features(model):
+@pytest.fixture
+def compose(make_config, monkeypatch):
+    """The same, where there is a key for unlearnable data."""
+    monkeypatch.setenv('VITDOWN_UNLEARNABLE_KEY', KEY)
+    return make_config
+
+
+class Watch(Hook):
+    """Sees what a training does, and changes nothing.
+
+    Attributes:
+        logs (list[dict]): Losses and other logged values of each iteration.
+        images (list[Tensor]): Images ``(B, 3, H, W)`` of each iteration, preprocessed.
+        labels (list[Tensor]): Their identities ``(B,)``.
+        seen (list[Tensor]): Images that the backbone worked on last in each iteration.
+        tokens (int): Number of tokens that the backbone's layers leave.
+        levels (dict): Most values that each quantizer gave a row of a weight, or a channel.
+    """
+
+    def before_train(self, runner) -> None:
+        self.model = runner.model
+        self.logs, self.images, self.labels, self.seen, self.levels = [], [], [], [], {}
+        backbone = self.model.backbone
+        self._handles = [
+            self.model.data_preprocessor.register_forward_hook(self._see_batch),
+            backbone.patch_embed.register_forward_hook(self._see_images),
+            backbone.ln1.register_forward_hook(self._see_tokens),
+            *(q.register_forward_hook(self._see_levels) for q in block_quantizers(self.model) if q),
+        ]
+
+    def _see_batch(self, module, args, batch) -> None:
+        self.images.append(batch['inputs'])
+        self.labels.append(torch.cat([sample.gt_label for sample in batch['data_samples']]))
+
+    def _see_images(self, module, args, out) -> None:
+        self._last_images = args[0]
+
+    def _see_tokens(self, module, args, out) -> None:
+        self.tokens = out.shape[1]
+
+    def _see_levels(self, quantizer, args, out) -> None:
+        rows = out if out.ndim == 2 else out.flatten(0, -2).T
+        steps = rows.sort(dim=1).values.diff(dim=1) != 0
+        self.levels[quantizer] = int(steps.sum(dim=1).max()) + 1
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.logs.append({name: float(value) for name, value in outputs.items()})
+        self.seen.append(self._last_images)
+
+    def after_train(self, runner) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def learns_by(self, *names: str) -> bool:
+        """Whether each of these losses was logged and neither zero nor infinite."""
+        values = torch.tensor([log.get(name, 0.0) for log in self.logs for name in names])
+        return bool((values.isfinite() & (values != 0)).all())
+
+
+def block_quantizers(model) -> list[nn.Module | None]:
+    """Quantizers of the weights and inputs of all linear layers of the blocks; None for none."""
+    layers = [m for m in model.backbone.layers.modules() if isinstance(m, nn.Linear)]
+    return [getattr(m, name, None) for m in layers for name in ('weight_quant', 'input_quant')]
+
+
+def block_sizes(model) -> list[tuple[int, int]]:
+    """Width of queries, keys and values together, and that of the MLP, in each block."""
+    linears = [(block.attn.qkv, block.ffn.layers[0][0]) for block in model.backbone.layers]
+    return [tuple(len(linear.weight) for linear in pair) for pair in linears]
+
+
+def features(model, first_camera: int = 0):
     images = torch.rand(2, 3, 32, 16, generator=torch.Generator().manual_seed(0))
-    samples = [DataSample(metainfo=dict(camera_id=i, view_id=-1)) for i in range(2)]
+    samples = [DataSample(metainfo=dict(camera_id=first_camera + i, view_id=-1)) for i in range(2)]
     model.eval()
     with torch.no_grad():
         return torch.stack([out.feature for out in model(images, samples, mode='predict')])
+
+
+def equal(images, others) -> bool:
+    return all(torch.equal(*pair) for pair in zip(images, others, strict=True))
+
+
+# What is seen in a training with the method and in none without, of ``Watch`` and the plain one's
+EFFECTS = {
+    'DCAL': lambda run, plain: run.learns_by('sa_id', 'glca_id', 'pwca_id'),
+    'SIE': lambda run, plain: not torch.equal(features(run.model), features(run.model, 2)),
+    'MCTF': lambda run, plain: plain.tokens - run.tokens == 4,
+    'ToMe': lambda run, plain: plain.tokens - run.tokens == 2,
+    'NViT': lambda run, plain: block_sizes(run.model) == [(3 * 24, 48), (2 * 14, 40)],
+    'OFQ': lambda run, plain: all(
+        run.levels.get(q, 0) in range(2, 2**4 + 1) for q in block_quantizers(run.model)
+    ),
+    'SMMix': lambda run, plain: (
+        run.learns_by('loss_fine', 'loss_con') and not equal(run.seen, run.images)
+    ),
+    'NKD': lambda run, plain: run.learns_by('loss_nkd'),
+    'USKD': lambda run, plain: run.learns_by('loss_uskd'),
+    'unlearnable': lambda run, plain: not equal(run.images, plain.images),
+}
+
+
+@pytest.fixture(scope='module')
+def plain_run(make_config) -> Watch:
+    """A training without any of the methods."""
+    runner, watch = build_runner(make_config()), Watch()
+    runner.register_hook(watch)
+    runner.train()
+    return watch
 
 
 @pytest.mark.parametrize(
@@ -110,9 +216,10 @@ def features(model):
     [*((name,) for name in METHODS), *(p for p in PAIRS if p not in REFUSED), *TRIPLES],
     ids='+'.join,
 )
-def test_trains_and_reloads(methods, compose, tmp_path):
+def test_trains_and_reloads(methods, compose, plain_run):
     cfg = compose(*methods)
-    runner = build_runner(cfg)
+    runner, watch = build_runner(cfg), Watch()
+    runner.register_hook(watch)
     before = {name: value.clone() for name, value in runner.model.state_dict().items()}
     runner.train()
     state = runner.model.state_dict()
@@ -120,8 +227,10 @@ def test_trains_and_reloads(methods, compose, tmp_path):
     moved = [name for name, value in state.items() if not torch.equal(value, before[name])]
     assert any('backbone.layers' in name for name in moved)
     assert any(name.startswith('head.') for name in moved)
+    assert equal(watch.labels, plain_run.labels)
+    assert {name for name, shows in EFFECTS.items() if shows(watch, plain_run)} == set(methods)
 
-    saved = torch.load(tmp_path / 'run' / 'iter_2.pth', weights_only=False)['state_dict']
+    saved = torch.load(Path(cfg.work_dir) / 'iter_2.pth', weights_only=False)['state_dict']
     assert saved.keys() == MODELS.build(cfg.model).state_dict().keys()
     model = MODELS.build(cfg.model)
     model.load_state_dict(saved)

@@ -72,8 +72,7 @@ def test_classifier_config_builds(path):
 def test_config_builds(path):
     """The model of every re-ID and DCAL config builds and its parts fit each other."""
     cfg = load_config(str(path))
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     size = model.backbone.img_size
     # Swin doubles the width between stages.
     merges = len(model.backbone.depths) - 1 if hasattr(model.backbone, 'depths') else 0

@@ -5,11 +5,12 @@ python tools/embed.py CONFIG CHECKPOINT photos/ --out photos.npz [--metadata pho
 
 import argparse
 
-from vitdown.apis import list_images, read_metadata
+from vitdown.apis import list_images
 from vitdown.apis.command_line import (
     add_image_arguments,
     add_model_arguments,
     build_inferencer,
+    image_metadata,
     report_skipped,
 )
 from vitdown.engine.launch import ConfigError, run_tool
@@ -30,7 +31,7 @@ def main() -> None:
     if not args.out.endswith(('.npz', '.jsonl', '.csv')):
         raise ConfigError(f'--out {args.out}: use a name that ends in .npz, .jsonl or .csv')
     paths = [sample['img_path'] for sample in list_images(args.images)]
-    metadata = read_metadata(args.metadata, paths) if args.metadata else None
+    metadata = image_metadata(args, paths)
     embeddings = build_inferencer(args)(paths, metadata, args.on_error)
     report_skipped(embeddings.skipped)
     embeddings.save(args.out)

@@ -6,14 +6,15 @@ python tools/search.py CONFIG CHECKPOINT gallery queries/ --out matches.jsonl --
 
 import argparse
 
-from vitdown.apis import Rankings, list_images, open_gallery, read_metadata
+from vitdown.apis import Rankings, list_images, open_gallery
 from vitdown.apis.command_line import (
     add_image_arguments,
     add_model_arguments,
     build_inferencer,
+    image_metadata,
     report_skipped,
 )
-from vitdown.apis.conditions import parse_conditions
+from vitdown.apis.conditions import parse_conditions, split_conditions
 from vitdown.engine.launch import ConfigError, run_tool
 
 
@@ -54,13 +55,13 @@ def main() -> None:
     args = parse_args()
     if args.out and not args.out.endswith(('.npz', '.jsonl', '.csv')):
         raise ConfigError(f'--out {args.out}: use a name that ends in .jsonl, .csv or .npz')
-    if wrong := [text for text in args.where if '=' not in text]:
-        raise ConfigError(f'--where takes COLUMN=VALUES, got {wrong[0]!r}')
+    if args.k < 1:
+        raise ConfigError(f'-k must be at least 1, got {args.k}')
+    conditions = split_conditions(args.where)
     gallery = open_gallery(args.gallery, mmap=True)
-    conditions = dict(text.split('=', 1) for text in args.where)
     where = parse_conditions(conditions, gallery.column_types) or None
     paths = [sample['img_path'] for sample in list_images(args.images)]
-    metadata = read_metadata(args.metadata, paths) if args.metadata else None
+    metadata = image_metadata(args, paths)
     inferencer = build_inferencer(args)
     rankings = inferencer.search(paths, gallery, args.k, where, metadata, args.on_error)
     report_skipped(rankings.skipped)

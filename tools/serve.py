@@ -50,9 +50,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def in_address(host: str) -> str:
+    """A host as addresses of pages write it: IPv6 in brackets."""
+    return f'[{host}]' if ':' in host else host
+
+
 def read_token(args: argparse.Namespace) -> str:
     if args.token_file:
-        token = Path(args.token_file).read_text().strip()
+        token = Path(args.token_file).read_text('utf-8').strip()
     else:
         token = os.environ.get('VITDOWN_TOKEN', '')
     if args.token_file and not token:
@@ -79,7 +84,7 @@ def main() -> None:
         raise ConfigError(f'--image-root {args.image_root} is no folder')
     own_files = not is_collection(args.gallery)
     settings = PageSettings(
-        hosts=(*_LOCAL[:2], '[::1]', args.host, *args.allowed_hosts),
+        hosts=tuple(in_address(host) for host in (*_LOCAL, args.host, *args.allowed_hosts)),
         token=read_token(args),
         max_upload_bytes=int(args.max_upload_mb * 1e6),
         max_pixels=int(args.max_megapixels * 1e6),
@@ -93,7 +98,7 @@ def main() -> None:
         app, args.host, args.port, log_level='warning', limit_concurrency=64, server_header=False
     )
     listener = config.bind_socket()
-    print(f'Search page: http://{args.host}:{listener.getsockname()[1]}', flush=True)
+    print(f'Search page: http://{in_address(args.host)}:{listener.getsockname()[1]}', flush=True)
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vitdown.apis.conditions import parse_conditions
+from vitdown.apis.conditions import parse_conditions, split_conditions
 from vitdown.evaluation.index import Between
 
 TYPES = {
@@ -21,7 +21,7 @@ def test_text_becomes_values_of_the_columns_type():
         'blurred': [True],
         'height': Between(1.5, None),
     }
-    time = parse_conditions({'time': '2024-05-01 .. 2024-05-03T12:00'}, TYPES)['time']
+    time = parse_conditions({'time': '2024-05-01 .. 2024-05-03T14:00+02:00'}, TYPES)['time']
     assert time == Between(np.datetime64('2024-05-01'), np.datetime64('2024-05-03T12:00'))
 
 
@@ -31,9 +31,27 @@ def test_text_becomes_values_of_the_columns_type():
         ({'kamera': '1'}, "no column 'kamera'"),
         ({'camera': 'north'}, "'camera' holds int64, 'north' is none"),
         ({'time': 'May'}, "'May' is none"),
+        ({'time': '2024-02-30'}, "column 'time' .* '2024-02-30' is none: day out of range"),
         ({'blurred': 'maybe'}, "'maybe' is none"),
+        ({'height': 'nan..2'}, "'nan' is none"),
+        ({'camera': ''}, "column 'camera': a value is missing in ''"),
+        ({'site': 'north,,'}, "column 'site': a value is missing in 'north,,'"),
+        ({'camera': ' .. '}, 'no ends'),
+        ({'camera': '7..3'}, "column 'camera': the range '7..3' ends before it begins"),
+        ({'time': '2024-05-03..2024-05-01'}, 'ends before it begins'),
     ],
 )
 def test_mistakes(texts, message):
     with pytest.raises(ValueError, match=message):
         parse_conditions(texts, TYPES)
+
+
+def test_conditions_of_a_command_line():
+    assert split_conditions(['camera=1,2', 'site=a=b']) == {'camera': '1,2', 'site': 'a=b'}
+    for texts, message in [
+        (['camera'], "COLUMN=VALUES, 'camera' is none"),
+        (['=1'], "COLUMN=VALUES, '=1' is none"),
+        (['camera=1', 'camera=2'], "'camera' has two conditions, '1' and '2'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            split_conditions(texts)

@@ -83,18 +83,22 @@ def test_broken_feature_files(tmp_path):
 def test_metadata_are_typed_and_found_by_file(tmp_path, monkeypatch):
     table = tmp_path / 'table.csv'
     table.write_text(
-        'path,camera,height,time,site\n'
-        'deep/b.jpg,2,1.5,2024-05-02T10:00,north\n'
-        'http://host/c.jpg,4,1,2024-05-03,south\n'
-        f'{tmp_path}/a.jpg,3,2,2024-05-01,7\n'
+        'path,camera,height,time,site,tag,long\n'
+        f'deep/b.jpg,2,1.5,2024-05-02T10:00Z,north,0017,{10**30}\n'
+        'http://host/c.jpg,4,.5,2024-05-03,south,12,1\n'
+        f'{tmp_path}/a.jpg, 3,2e1,2024-05-01T01:00:00.5+02:00,7,0,2\n'
     )
     monkeypatch.chdir(tmp_path)
     columns = read_metadata(table, ['a.jpg', 'http://host/c.jpg', str(tmp_path / 'deep/b.jpg')])
     assert {name: column.dtype.kind for name, column in columns.items()} == {
-        'camera': 'i', 'height': 'f', 'time': 'M', 'site': 'U',
+        'camera': 'i', 'height': 'f', 'time': 'M', 'site': 'U', 'tag': 'U', 'long': 'U',
     }  # fmt: skip
     assert columns['camera'].tolist() == [3, 4, 2]
+    assert columns['height'].tolist() == [20, 0.5, 1.5]
     assert columns['site'].tolist() == ['7', 'south', 'north']
+    assert columns['tag'].tolist() == ['0', '12', '0017']
+    times = np.array(['2024-04-30T23:00:00.5', '2024-05-03', '2024-05-02T10:00'], 'M8[us]')
+    np.testing.assert_array_equal(columns['time'], times)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +109,12 @@ def test_metadata_are_typed_and_found_by_file(tmp_path, monkeypatch):
         ('path,score\na.jpg,1\n', "'score' is taken"),
         ('path,camera\na.jpg\n', 'line 2: 2 fields expected'),
         ('path,camera\nb.jpg,1\n', r'no row for a\.jpg'),
+        ('path,day\na.jpg,2024-13-01\n', r"csv: column 'day' .* '2024-13-01' .* month out of"),
+        ('path,day\na.jpg,soon\nb.jpg,2024-12-01\n', r"csv: column 'day' holds times, 'soon'"),
     ],
 )
-def test_tables_that_do_not_fit(tmp_path, text, message):
+def test_tables_that_do_not_fit(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / 'table.csv').write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_metadata(tmp_path / 'table.csv', ['a.jpg'])
+        read_metadata(tmp_path / 'table.csv', ['a.jpg', 'b.jpg'][: text.count('.jpg')])

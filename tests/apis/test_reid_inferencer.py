@@ -96,6 +96,14 @@ def test_rank_orders_arrays_without_an_index(reid, photos):
     assert rankings[0][0].metadata['path'] == 'array 2'
     assert len(rankings[0]) == 4
     assert rankings.picture(0, size=(32, 16)).width > 4 * 16
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f'k must be at least 1, an integer, not {k}'):
+            reid.rank(arrays[2], arrays, k)
+
+
+def test_arrays_without_pixels_are_named(reid):
+    with pytest.raises(ValueError, match=r'array 1: array of shape \(0, 16, 3\) has no pixels'):
+        reid([np.zeros((32, 16, 3), np.uint8), np.zeros((0, 16, 3), np.uint8)])
 
 
 def test_verify(reid, photos):
@@ -163,3 +171,31 @@ def test_models_that_do_not_fit(tiny_config, tmp_path):
     cfg.test_dataloader = None
     with pytest.raises(ConfigError, match='test_dataloader'):
         ReIDInferencer(cfg)
+
+
+def test_models_that_embed_cameras_get_the_camera_of_each_image(tiny_config, photos):
+    cfg = load_config(str(tiny_config), {'model.backbone.sie': dict(num_cameras=3)})
+    torch.manual_seed(0)
+    sie = ReIDInferencer(cfg, device='cpu')
+    torch.nn.init.normal_(sie.model.backbone.sie.embed)
+    path = photos / NAME
+    assert sie.side_information == {'camera': 3}
+    first, second = sie([path, path], metadata={'camera': [0, 1]}).features
+    assert np.abs(first - second).max() > 1e-3
+    ranked = sie.rank(path, [path, path], 2, {'camera': [0, 1]}, {'camera': [1]})
+    assert [match.metadata['camera'] for match in ranked[0]] == [1, 0]
+    assert ranked[0][0].score == pytest.approx(1, abs=1e-5)
+    scores = sie.verify([(path, path)] * 2, 0.5, {'camera': [(2, 2), (1, 2)]}).scores
+    assert scores[0] == pytest.approx(1, abs=1e-5) != pytest.approx(scores[1], abs=1e-3)
+    maps = [next(sie.attend(path, metadata={'camera': [camera]}))[1].scores for camera in (0, 0, 1)]
+    np.testing.assert_array_equal(maps[0], maps[1])
+    assert np.abs(maps[0] - maps[2]).max() > 1e-6
+    for metadata, message in [
+        (None, "embeds cameras: give the camera of each image, 0 to 2, as metadata={'camera'"),
+        ({'camera': [3]}, f'{NAME}: the model embeds the cameras 0 to 2, not 3'),
+        ({'camera': ['c1']}, "the cameras 0 to 2, not 'c1'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sie(path, metadata)
+        with pytest.raises(ValueError, match=message):
+            next(sie.attend(path, metadata=metadata))

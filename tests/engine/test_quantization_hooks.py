@@ -137,6 +137,62 @@ def test_oscillation_is_observed_every_so_many_steps(tmp_path, monkeypatch, inte
     assert {tracker.momentum for tracker in monitor.trackers.values()} == {0.3}
 
 
+@pytest.mark.parametrize('interval', [1, 3])
+def test_oscillation_goes_on_where_a_killed_run_ended(tmp_path, interval):
+    hooks = [dict(type='OscillationHook', interval=interval, log_interval=1, momentum=0.3)]
+
+    def state(runner):
+        return next(h for h in runner.hooks if type(h).__name__ == 'OscillationHook')
+
+    whole = train(build(quantized()), tmp_path / 'whole', hooks, epochs=3)
+    train(build(quantized()), tmp_path / 'parts', hooks, epochs=2)
+    rest = train(build(quantized()), tmp_path / 'parts', hooks, epochs=3, resume=True)
+    expected = state(whole).monitor.state_dict()
+    found = state(rest).monitor.state_dict()
+    for name, tracker in expected.items():
+        for key, value in tracker.items():
+            assert torch.equal(found[name][key], value), (name, key)
+    assert any(tracker['total'].any() for tracker in expected.values())
+    assert scalars(rest, 'osc/frac') == scalars(whole, 'osc/frac')
+    # Weights alone begin anew.
+    file = str(tmp_path / 'whole/epoch_3.pth')
+    fresh = make_runner(quantized(), tmp_path / 'fresh', hooks, load_from=file)
+    fresh.load_or_resume()
+    state(fresh).before_train(fresh)
+    assert not any(t['frequency'].any() for t in state(fresh).monitor.state_dict().values())
+
+
+def test_oscillation_of_other_weights_is_not_taken_over():
+    monitor = OscillationMonitor(build(quantized()))
+    other = OscillationMonitor(
+        build(quantized(backbone=vit_backbone(quant_cfg={**W3A3, 'qkr': False})))
+    )
+    with pytest.raises(
+        ValueError, match=r'of other weights: .*attn.qkv.*resume with the quant_cfg'
+    ):
+        monitor.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize('cga_on_qk', ['none', 'grad'])
+def test_cga_holds_the_layers_that_it_is_told(tmp_path, cga_on_qk):
+    model = build(quantized())
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    hook = dict(type='CGAHook', targets=['*.ffn', 'backbone.layers.1.attn'], cga_on_qk=cga_on_qk)
+    restricted = []
+    qkv = [layer.attn.qkv for layer in model.backbone.layers]
+    qkv[0].register_forward_pre_hook(
+        lambda *_: restricted.append([layer.product_quant.boundary_range for layer in qkv])
+    )
+    train(model, tmp_path, [dict(type='QuantCalibrationHook'), hook])
+    assert restricted[-1] == [None, 0.005 if cga_on_qk == 'grad' else None]
+    moved = {
+        name: (p.detach() != start[name]).float().mean() for name, p in model.named_parameters()
+    }
+    for name in ('layers.0.ffn.layers.1', 'layers.1.ffn.layers.1', 'layers.1.attn.proj'):
+        assert moved[f'backbone.{name}.weight'] < 0.5
+    assert moved['backbone.layers.0.attn.proj.weight'] > 0.95
+
+
 @pytest.mark.parametrize('cga_on_qk', ['none', 'grad'])
 def test_cga_with_accumulation_clipping_and_decay(tmp_path, cga_on_qk):
     model = build(quantized())
@@ -177,6 +233,11 @@ def test_hooks_refuse_a_model_without_quantizers(tmp_path):
         (dict(type='OscillationHook', interval=0), 'interval and log_interval'),
         (dict(type='CGAHook', boundary_range=0), 'boundary_range must be between'),
         (dict(type='CGAHook', cga_on_qk='all'), "must be one of .*'grad'.*got 'all'"),
+        (dict(type='CGAHook', targets='*.ffn'), r"list of patterns, got '\*.ffn'"),
+        (
+            dict(type='CGAHook', targets=['*.ffn', 'layers.0', 'head']),
+            r"quantizes in \['layers.0', 'head'\]; they are called backbone.layers.0.attn",
+        ),
     ],
 )
 def test_bad_settings(tmp_path, hook, message):

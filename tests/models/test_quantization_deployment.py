@@ -21,6 +21,7 @@ from vitdown.models.quantization import (
     save_packed,
 )
 from vitdown.models.quantization.packed import integer_weights, quantized_modules, unpack_weight
+from vitdown.models.quantization.portable import portable_integer_copy
 from vitdown.models.quantization.runtime import IntegerLinear, IntegerQKR
 
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
@@ -199,6 +200,42 @@ class TestMistakes:
 
 
 @pytest.mark.parametrize(
+    'variant', [dict(bits=8), dict(bits=4, qkr=False), dict(bits=2, swin=True)], ids=str
+)
+def test_onnx_in_integers(tmp_path, image, variant):
+    import onnx
+
+    model = build(**variant)
+    path = tmp_path / 'model.onnx'
+    batch = 4 if variant.get('swin') else None
+    options = dict(batch=batch, flavour='integer')
+    assert export_quantized_onnx(model, path, (32, 32), **options) < 1e-4
+    (found,) = quantized_session(path).run(None, {'images': image.numpy()})
+    with torch.no_grad():
+        expected = model(image)[-1].numpy()
+        eager = portable_integer_copy(model)(image)[-1].numpy()
+    assert np.abs(found - expected).max() < 1e-4 * expected.std()
+    assert np.abs(eager - expected).max() < 1e-4 * expected.std()
+    graph = onnx.load(path).graph
+    weights = [len(integer_weights(m)) for _, m in quantized_modules(model)]
+    logits = sum(isinstance(m, QKRProjection) for m in model.modules())
+    operators = [node.op_type for node in graph.node]
+    # The image's convolution has dequantized weights.
+    assert operators.count('MatMulInteger') == sum(weights) - 1 + logits
+    assert operators.count('DequantizeLinear') == 1
+    int8 = [w for w in graph.initializer if w.data_type == onnx.TensorProto.INT8]
+    assert len([w for w in int8 if len(w.dims) > 1]) == sum(weights)
+
+
+def test_onnx_flavours_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match=r"one of \('qdq', 'integer'\), got 'int8'"):
+        export_quantized_onnx(build(), tmp_path / 'model.onnx', (32, 32), flavour='int8')
+    with pytest.raises(ValueError, match="act_granularity='token' or 'tensor'"):
+        model = build(act_granularity='channel')
+        export_quantized_onnx(model, tmp_path / 'model.onnx', (32, 32), flavour='integer')
+
+
+@pytest.mark.parametrize(
     'variant', [dict(bits=4), dict(bits=8, w_quant='lsq', qkr=False), dict(bits=4, swin=True)]
 )
 def test_onnx_agrees_and_holds_int8_weights(tmp_path, image, variant):
@@ -242,4 +279,6 @@ def test_onnx_of_a_distilled_backbone_in_eight_bits(tmp_path):
     model = DistilledVisionTransformer(ARCH, img_size=32, patch_size=8, quant_cfg=cfg).eval()
     with torch.no_grad():
         model(torch.randn(8, 3, 32, 32))
-    assert export_quantized_onnx(model, tmp_path / 'model.onnx', (32, 32)) < 1e-3
+    for flavour in ('qdq', 'integer'):
+        path = tmp_path / f'{flavour}.onnx'
+        assert export_quantized_onnx(model, path, (32, 32), flavour=flavour) < 1e-3

@@ -1,6 +1,8 @@
 """tools/embed.py, index.py and search.py as a user runs them, one after the other."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import run_tool
+from tools import embed, index
+from vitdown.apis import load_embeddings, open_gallery
+from vitdown.engine.launch import ConfigError, load_config
+from vitdown.registry import MODELS
 
 
 @pytest.fixture(scope='module')
@@ -48,17 +54,37 @@ def test_from_images_to_matches(kind, tmp_path, photos, features, tiny_config, t
     assert len(list((tmp_path / 'lists').glob('*.png'))) == 1
 
 
-def test_galleries_grow_by_files_of_the_same_model(tmp_path, features):
-    gallery = tmp_path / 'gallery'
-    run_tool('tools/index.py', gallery, features, '--factory', 'HNSW8')
-    again = run_tool('tools/index.py', gallery, features, check=False)
-    assert (again.returncode, 'holds a gallery already' in again.stderr) == (2, True)
-    assert '50 images' in run_tool('tools/index.py', gallery, features, '--append').stdout
-    with np.load(features) as arrays:
-        np.savez(tmp_path / 'other.npz', **{**arrays, 'model': np.array('0123456789abcdef')})
-    other = run_tool('tools/index.py', gallery, tmp_path / 'other.npz', '--append', check=False)
-    assert (other.returncode, 'different models' in other.stderr) == (2, True)
-    assert '50 images' in run_tool('tools/index.py', gallery).stdout
+def test_galleries_grow_by_files_of_the_same_model(tmp_path, features, monkeypatch, capsys):
+    gallery, more, other = (tmp_path / name for name in ('gallery', 'more.npz', 'other.npz'))
+    embeddings = load_embeddings(features)
+    # One image is in the gallery already.
+    paths = np.array([embeddings.paths[0], *(f'{path}.new' for path in embeddings.paths[1:])])
+    replace(embeddings, paths=paths).save(more)
+    replace(embeddings, model='0123456789abcdef').save(other)
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['index.py', str(gallery), *map(str, args)])
+        index.main()
+        return len(open_gallery(gallery))
+
+    with pytest.raises(ConfigError, match='25 of 50 images are in the gallery already or given tw'):
+        run(features, features)
+    assert run(features, '--factory', 'HNSW8') == 25
+    assert run(more, '--append', '--factory', 'HNSW8', '--on-duplicate', 'skip') == 49
+    assert 'skipped: 1 of 25 images are in the gallery already' in capsys.readouterr().err
+    assert run(more, features, '--append', '--on-duplicate', 'skip') == 49
+    for args, error, message in [
+        ((features,), FileExistsError, 'holds a gallery already'),
+        ((more, '--append'), ConfigError, '25 of 25 images .* --on-duplicate skip leaves them out'),
+        ((other, '--append'), ConfigError, 'different models'),
+        ((more, '--append', '--metric', 'euclidean'), ConfigError, 'has the metric cosine'),
+        ((more, '--append', '--factory', 'Flat'), ConfigError, 'has the factory HNSW8'),
+        (('--append',), SystemExit, '2'),
+    ]:
+        with pytest.raises(error, match=message):
+            run(*args)
+    assert len(open_gallery(gallery)) == 49
+    assert 'name the feature files' in capsys.readouterr().err
 
 
 def test_mistakes_end_in_one_message(
@@ -71,16 +97,47 @@ def test_mistakes_end_in_one_message(
     other['state_dict']['backbone.cls_token'] += 1
     torch.save(other, tmp_path / 'other.pth')
     (tmp_path / 'text.jpg').write_text('no image')
+    embeddings = load_embeddings(features)
+    columns = {**embeddings.metadata, 'camera': np.array(['north'] * len(embeddings))}
+    paths = np.array([f'{path}.new' for path in embeddings.paths])
+    replace(embeddings, paths=paths, metadata=columns).save(tmp_path / 'text.npz')
     query = market_root / 'query'
     for args, message in [
         (('embed.py', *model, tmp_path / 'text.jpg', '--out', tmp_path / 'f.npz'), 'text.jpg'),
         (('search.py', *model, gallery, query, '--where', 'kamera=1'), "no column 'kamera'"),
+        (('index.py', gallery, tmp_path / 'text.npz', '--append'), "'camera' holds int64"),
         (('search.py', tiny_config, tmp_path / 'other.pth', gallery, query), 'of the model'),
     ]:
         failed = run_tool(f'tools/{args[0]}', *args[1:], check=False)
         assert failed.returncode == 2, (args, failed.stderr)
         assert message in failed.stderr
         assert 'Traceback' not in failed.stderr
+
+
+def test_models_that_embed_cameras_are_told_the_camera(
+    tmp_path, market_root, tiny_config, monkeypatch
+):
+    sie = {'model.backbone.sie': dict(num_cameras=3)}
+    model = MODELS.build(load_config(str(tiny_config), sie).model)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'sie.pth')
+    query = next((market_root / 'query').iterdir())
+    (tmp_path / 'table.csv').write_text(f'path,camera\n{query},1\n')
+
+    def run(*args):
+        command = [
+            'embed.py', tiny_config, tmp_path / 'sie.pth', query, '--out', tmp_path / 'f.npz',
+            *args, '--cfg-options', 'model.backbone.sie=dict(num_cameras=3)',
+        ]  # fmt: skip
+        monkeypatch.setattr(sys, 'argv', list(map(str, command)))
+        embed.main()
+        return load_embeddings(tmp_path / 'f.npz').metadata['camera'].tolist()
+
+    assert run('--camera', '2') == [2]
+    assert run('--metadata', tmp_path / 'table.csv') == [1]
+    with pytest.raises(ValueError, match='give the camera of each image, 0 to 2, .* by --camera'):
+        run()
+    with pytest.raises(ConfigError, match="a column 'camera' already: leave out --camera"):
+        run('--metadata', tmp_path / 'table.csv', '--camera', '2')
 
 
 def test_skipped_images_are_reported(tmp_path, photos, tiny_config, tiny_checkpoint):

@@ -3,6 +3,7 @@
 import re
 import runpy
 
+import onnx
 import pytest
 import torch
 
@@ -27,16 +28,26 @@ def test_report_of_a_packed_re_id_model(tmp_path, tiny_config):
     with torch.no_grad():
         model(torch.randn(4, 3, 32, 16))
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'model.pth')
-    packed, onnx = tmp_path / 'packed.safetensors', tmp_path / 'model.onnx'
+    packed, file = tmp_path / 'packed.safetensors', tmp_path / 'model.onnx'
     args = (TOOL, config, tmp_path / 'model.pth', packed, '--repeats', '1', '--data')
-    output = run_tool(*args, '--onnx', onnx).stdout
+    output = run_tool(*args, '--onnx', file, '--onnx-flavour', 'integer').stdout
     sizes = [float(x) for x in re.findall(r'([\d.]+) MiB', output)]
     assert sizes[0] < sizes[1]
     assert f'{packed.stat().st_size / 2**20:.3f} MiB' in output
     assert float(re.search(r'largest difference +(\S+) standard', output)[1]) < 1e-3
     assert re.search(r'same highest output +100.0 % of 8 images', output)
-    assert re.search(r'int8 runtime +[\d.]+ ms an image', output)
-    assert onnx.is_file()
+    for name in ('float32', 'fake quantization', 'int8 runtime'):
+        assert re.search(rf'^{name} +[\d.]+ ms an image', output, re.M)
+    assert re.search(r'ONNX file .* differs by \d', output)
+    operators = {node.op_type for node in onnx.load(file).graph.node}
+    assert 'MatMulInteger' in operators
+
+
+def test_full_precision_is_the_same_network(tmp_path, tiny_config):
+    full_precision = runpy.run_path(TOOL)['full_precision']
+    config = write_config(tmp_path, tiny_config, dict(type='OFQ'))
+    plain = load_config(str(tiny_config)).model
+    assert full_precision(load_config(str(config)).model) == plain.to_dict()
 
 
 def test_mistakes_end_in_one_line(tmp_path, tiny_config):

@@ -3,7 +3,8 @@
 python tools/deployment/export_quantized.py CONFIG CHECKPOINT packed.safetensors [--onnx FILE]
 
 The report compares the packed model in the int8 runtime with the model that was trained: size,
-latency, agreement of the outputs, on the images of the test set or on random ones.
+latency, agreement of the outputs, on the images of the test set or on random ones. Its latency stands
+beside that of the same network without quantization.
 """
 
 import argparse
@@ -39,6 +40,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of the config, .pth or .safetensors')
     parser.add_argument('output', help='.safetensors file to write')
     parser.add_argument('--onnx', help='also write an ONNX file with int8 weights')
+    parser.add_argument(
+        '--onnx-flavour',
+        choices=['qdq', 'integer'],
+        default='qdq',
+        help='qdq: weights are dequantized, products in float32 (default); integer: products of '
+        'integers',
+    )
     parser.add_argument('--onnx-batch', type=positive, help='images at a time in it (default: any)')
     parser.add_argument(
         '--images', type=positive, default=8, help='images to compare on (default: 8)'
@@ -49,6 +57,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--repeats', type=positive, default=5, help='runs to time (default: 5)')
     parser.add_argument('--threads', type=positive, default=1, help='threads (default: 1)')
     return parser.parse_args()
+
+
+def full_precision(cfg: object) -> object:
+    """A model's config without quantization."""
+    if isinstance(cfg, dict):
+        return {key: full_precision(value) for key, value in cfg.items() if key != 'quant_cfg'}
+    if isinstance(cfg, (list, tuple)):
+        return [full_precision(value) for value in cfg]
+    return cfg
 
 
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
@@ -114,7 +131,11 @@ def main() -> None:
     checkpoint = Path(args.checkpoint).stat().st_size
     times = {
         name: latency(lambda m=m: outputs(m, images[:1]), args.repeats)
-        for name, m in (('fake quantization', model), ('int8 runtime', integer))
+        for name, m in (
+            ('float32', MODELS.build(full_precision(cfg.model)).eval()),
+            ('fake quantization', model),
+            ('int8 runtime', integer),
+        )
     }
     print(f'packed file          {size / 2**20:9.3f} MiB, {args.output}')
     print(f'parameters, float32  {full / 2**20:9.3f} MiB (checkpoint {checkpoint / 2**20:.3f} MiB)')
@@ -126,7 +147,9 @@ def main() -> None:
         from vitdown.deployment.quantized import export_quantized_onnx
 
         size = tuple(images.shape[-2:])
-        off = export_quantized_onnx(model, args.onnx, size, batch=args.onnx_batch)
+        off = export_quantized_onnx(
+            model, args.onnx, size, batch=args.onnx_batch, flavour=args.onnx_flavour
+        )
         onnx_size = Path(args.onnx).stat().st_size / 2**20
         print(f'ONNX file            {onnx_size:9.3f} MiB, differs by {off:.1e}')
 

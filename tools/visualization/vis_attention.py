@@ -13,7 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 from vitdown.apis import list_images
-from vitdown.apis.command_line import add_model_arguments, build_inferencer
+from vitdown.apis.command_line import (
+    add_metadata_arguments,
+    add_model_arguments,
+    build_inferencer,
+    image_metadata,
+)
 from vitdown.engine.launch import ConfigError, run_tool
 from vitdown.visualization import draw_ranking_list, save_picture
 from vitdown.visualization.attention_map import (
@@ -31,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'images', nargs='+', help='files, folders, quoted patterns; or one .jsonl of ranking lists'
     )
+    add_metadata_arguments(parser)
     parser.add_argument('--out-dir', required=True, help='folder for the pictures')
     parser.add_argument(
         '--ratio', type=float, help="share of the patches selected (default: the model's, or 0.3)"
@@ -90,7 +96,8 @@ def main() -> None:
         draw = draw_patches if args.patches else draw_rollout
         for number, record in enumerate(lists):
             paths = [record['query'], *(path for path, *_ in record['matches'])]
-            pictures = [draw(*pair) for pair in inferencer.attend(paths, args.ratio)]
+            seen = inferencer.attend(paths, args.ratio, image_metadata(args, paths))
+            pictures = [draw(*pair) for pair in seen]
             height, width = pictures[0].shape[:2]
             picture = draw_ranking_list(
                 pictures[0],
@@ -104,7 +111,8 @@ def main() -> None:
         count = len(lists)
     else:
         paths = [sample['img_path'] for sample in list_images(args.images)][: args.max_images]
-        for number, pair in enumerate(inferencer.attend(paths, args.ratio)):
+        seen = inferencer.attend(paths, args.ratio, image_metadata(args, paths))
+        for number, pair in enumerate(seen):
             picture = draw_attention(*pair, args.scale)
             save_picture(picture, args.out_dir, f'{number:05d}_{Path(paths[number]).name}')
         count = len(paths)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
-from vitdown.engine.launch import add_config_arguments, load_config
+import numpy as np
 
+from vitdown.engine.launch import ConfigError, add_config_arguments, load_config
+from vitdown.evaluation.index.metadata import Columns
+
+from .embeddings import read_metadata
 from .reid_inferencer import ReIDInferencer
+
+_OF_ALL = ('camera', 'view')
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -26,18 +33,37 @@ def add_image_arguments(parser: ArgumentParser, what: str) -> None:
     parser.add_argument(
         'images', nargs='+', help=f'{what}: files, folders, quoted patterns, addresses'
     )
-    parser.add_argument(
-        '--metadata',
-        metavar='TABLE.csv',
-        help="a row for each image: 'path' (relative to the table's folder) and further columns, "
-        'such as camera or time; camera and view go to models with side information, too',
-    )
+    add_metadata_arguments(parser)
     parser.add_argument(
         '--on-error',
         choices=['stop', 'skip'],
         default='stop',
         help='what to do about images that can not be read (default: stop)',
     )
+
+
+def add_metadata_arguments(parser: ArgumentParser) -> None:
+    """Arguments that say more about images, which :func:`image_metadata` reads."""
+    parser.add_argument(
+        '--metadata',
+        metavar='TABLE.csv',
+        help="a row for each image: 'path' (relative to the table's folder) and further columns, "
+        'such as camera or time; models that embed cameras or views take them from here',
+    )
+    for name in _OF_ALL:
+        parser.add_argument(f'--{name}', type=int, help=f'{name} of all images, instead of a table')
+
+
+def image_metadata(args: Namespace, paths: Sequence[str]) -> Columns:
+    """Columns of a value for each image, as :func:`add_metadata_arguments` names them."""
+    columns = read_metadata(args.metadata, paths) if args.metadata else {}
+    for name in _OF_ALL:
+        if (value := getattr(args, name)) is None:
+            continue
+        if name in columns:
+            raise ConfigError(f'{args.metadata} has a column {name!r} already: leave out --{name}')
+        columns[name] = np.full(len(paths), value)
+    return columns
 
 
 def build_inferencer(args: Namespace) -> ReIDInferencer:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vitdown.evaluation.index import Between
 
-_TRUE, _FALSE = ('1', 'true', 'yes'), ('0', 'false', 'no')
+from .values import parse_value
+
+
+def split_conditions(texts: Sequence[str]) -> dict[str, str]:
+    """``['camera=1,2', ...]`` as ``{'camera': '1,2', ...}``.
+
+    Raises:
+        ValueError: If a text has no ``=``, or a column has two of them.
+    """
+    conditions: dict[str, str] = {}
+    for text in texts:
+        name, sign, values = text.partition('=')
+        if not sign or not name:
+            raise ValueError(f'a condition is COLUMN=VALUES, {text!r} is none')
+        if name in conditions:
+            raise ValueError(
+                f'column {name!r} has two conditions, {conditions[name]!r} and {values!r}: give '
+                f'one, with commas between values or as a range, {name}=LOW..HIGH'
+            )
+        conditions[name] = values
+    return conditions
 
 
 def parse_conditions(
@@ -18,43 +38,34 @@ def parse_conditions(
 
     Args:
         texts (dict[str, str]): For each column: values with commas between them (``'1,2'``), or a
-            range whose ends may be left out (``'3..7'``, ``'2024-05-01..'``).
+            range one of whose ends may be left out (``'3..7'``, ``'2024-05-01..'``).
         types (dict[str, np.dtype]): Types of the gallery's columns.
 
     Raises:
-        ValueError: If a column is unknown or a value is none of its type.
+        ValueError: If a column is unknown, a value is missing or none of its type, or a range ends
+            before it begins.
     """
     conditions: dict[str, list | Between] = {}
     for name, text in texts.items():
         if name not in types:
             raise ValueError(f'the gallery has no column {name!r}, only {sorted(types)}')
         if '..' in text and types[name].kind in 'iufM':
-            ends = [part.strip() for part in text.split('..', 1)]
-            low, high = (parse_value(end, name, types[name]) if end else None for end in ends)
-            conditions[name] = Between(low, high)
+            conditions[name] = _parse_range(name, text, types[name])
         else:
             parts = [part.strip() for part in text.split(',')]
-            conditions[name] = [parse_value(part, name, types[name]) for part in parts if part]
+            if '' in parts:
+                raise ValueError(f'column {name!r}: a value is missing in {text!r}')
+            conditions[name] = [parse_value(part, name, types[name]) for part in parts]
     return conditions
 
 
-def parse_value(text: str, name: str, dtype: np.dtype) -> str | bool | int | float | np.datetime64:
-    """Text as a value of a column's type.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if dtype.kind == 'U':
-        return text
-    if dtype.kind == 'b' and text.lower() in _TRUE + _FALSE:
-        return text.lower() in _TRUE
-    try:
-        if dtype.kind in 'iu':
-            return int(text)
-        if dtype.kind == 'f':
-            return float(text)
-        if dtype.kind == 'M':
-            return np.datetime64(text)
-    except ValueError:
-        pass
-    raise ValueError(f'column {name!r} holds {dtype}, {text!r} is none')
+def _parse_range(name: str, text: str, dtype: np.dtype) -> Between:
+    ends = [part.strip() for part in text.split('..', 1)]
+    if not any(ends):
+        raise ValueError(f'column {name!r}: the range {text!r} has no ends; leave out one at most')
+    low, high = (parse_value(end, name, dtype) if end else None for end in ends)
+    if low is not None and high is not None and low > high:
+        raise ValueError(
+            f'column {name!r}: the range {text!r} ends before it begins; the lower end comes first'
+        )
+    return Between(low, high)

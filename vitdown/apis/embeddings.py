@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +18,10 @@ from vitdown.evaluation.feature_set import UNKNOWN_CAMERA, load_feature_sets
 from vitdown.evaluation.index.metadata import Columns
 from vitdown.files import write_atomically
 
+from .values import typed_column
+
 _COLUMN = 'metadata/'
 _RESERVED = ('path', 'feature', 'features', 'score', 'rank', 'id', 'query')
-_DATE = re.compile(r'\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?')
 
 
 @dataclass
@@ -142,13 +142,14 @@ def read_metadata(table: str | os.PathLike, paths: Sequence[str]) -> Columns:
     Args:
         table (str): CSV file with a head line. The column ``path`` holds image files, relative to
             the table's folder or absolute, or addresses. The others become integers, numbers, times
-            (ISO 8601) or text.
+            (ISO 8601; with ``Z`` or an offset they become UTC) or text; digits with leading zeros
+            stay text.
         paths (Sequence[str]): The images; each must be in the table, which may hold more.
 
     Raises:
         FileNotFoundError: If there is no such table.
-        ValueError: If the table has no usable head line, a row has too few or too many fields, or
-            an image is missing.
+        ValueError: If the table has no usable head line, a row has too few or too many fields, an
+            image is missing, or some values of a column are times and others are not.
     """
     folder = os.path.dirname(os.path.abspath(table))
     with open(table, newline='', encoding='utf-8-sig') as file:
@@ -172,7 +173,10 @@ def read_metadata(table: str | os.PathLike, paths: Sequence[str]) -> Columns:
             f'{table} has no row for {missing[0]} (and {len(missing) - 1} more images); the column '
             "'path' is relative to the table's folder"
         )
-    return {name: _typed([rows[key][name] for key in keys]) for name in names}
+    try:
+        return {name: typed_column(name, [rows[key][name] for key in keys]) for name in names}
+    except ValueError as error:
+        raise ValueError(f'{table}: {error}') from None
 
 
 def _check_names(names: Iterable[str], source: str | os.PathLike) -> None:
@@ -182,15 +186,3 @@ def _check_names(names: Iterable[str], source: str | os.PathLike) -> None:
 
 def _absolute(path: str, folder: str) -> str:
     return path if '://' in path else os.path.realpath(os.path.join(folder, path))
-
-
-def _typed(values: list[str]) -> np.ndarray:
-    """Text as integers, numbers or times if all of it can be read so."""
-    for dtype in (np.int64, np.float64):
-        try:
-            return np.array(values).astype(dtype)
-        except (ValueError, OverflowError):
-            continue
-    if all(map(_DATE.fullmatch, values)):
-        return np.array(values, dtype='datetime64[us]')
-    return np.array(values, dtype=str)

@@ -23,6 +23,7 @@ from vitdown.checkpoint import check_fit, load_checkpoint_file, unwrap_state_dic
 from vitdown.datasets.transforms.decoding import SKIP_HINT, CorruptImageError
 from vitdown.engine.launch import ConfigError, load_config
 from vitdown.evaluation.index import GalleryIndex
+from vitdown.evaluation.index.inputs import check_k
 from vitdown.evaluation.index.metadata import Columns, Where, as_columns
 from vitdown.registry import MODELS
 from vitdown.visualization.attention_map import AttentionMap, attention_maps
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .galleries import Gallery
 
 Inputs: TypeAlias = ImageInput | Sequence[ImageInput]
+_SAMPLE_KEYS = {'camera': 'camera_id', 'view': 'view_id'}
 
 
 @dataclass
@@ -106,8 +108,8 @@ class ReIDInferencer(BaseInferencer):
 
         Args:
             inputs: See :func:`list_images`.
-            metadata (dict, optional): Columns of a value for each image. ``camera`` and ``view``
-                also go to models with side information.
+            metadata (dict, optional): Columns of a value for each image. Models that embed cameras
+                or views need the columns ``camera`` and ``view``, see :attr:`side_information`.
             on_error (str): What to do about images that can't be read: ``'stop'``, or ``'skip'``
                 to leave them out and name them in ``skipped``.
 
@@ -161,32 +163,47 @@ class ReIDInferencer(BaseInferencer):
             on_error (str): See :meth:`__call__`.
 
         Raises:
-            ValueError: If the gallery holds features of another model.
+            ValueError: If the gallery holds features of another model, or k is not positive.
         """
+        check_k(k)
         self.check_gallery(gallery)
         samples = list_images(inputs)
         embeddings = self._embed(samples, metadata, on_error)
         result = gallery.search(embeddings.features, k, where)
         return Rankings(_queries(samples, embeddings), result, skipped=embeddings.skipped)
 
-    def rank(self, query: ImageInput, images: Inputs, k: int | None = None) -> Rankings:
+    def rank(
+        self,
+        query: ImageInput,
+        images: Inputs,
+        k: int | None = None,
+        metadata: Mapping[str, Sequence] | None = None,
+        query_metadata: Mapping[str, Sequence] | None = None,
+    ) -> Rankings:
         """Order images by their likeness to a query, without an index.
 
         Args:
             query: One image.
             images: See :func:`list_images`.
             k (int, optional): Length of the list. Defaults to all.
+            metadata (dict, optional): Of the images, see :meth:`__call__`.
+            query_metadata (dict, optional): Of the query: columns of one value.
         """
         samples = list_images(images)
-        gallery = GalleryIndex(self(query).features.shape[1], model=self.fingerprint)
-        embeddings = self._embed(samples)
+        k = len(samples) if k is None else k
+        check_k(k)
+        embeddings = self._embed(samples, metadata)
+        gallery = GalleryIndex(embeddings.features.shape[1], model=self.fingerprint)
         gallery.add(embeddings.features, metadata=embeddings.columns())
-        rankings = self.search(query, gallery, k or len(samples))
+        rankings = self.search(query, gallery, k, metadata=query_metadata)
         rankings.images = {s['img_path']: s['img'] for s in samples if 'img' in s}
         return rankings
 
     def verify(
-        self, pairs: Sequence[tuple[ImageInput, ImageInput]], threshold: float
+        self,
+        pairs: Sequence[tuple[ImageInput, ImageInput]],
+        threshold: float,
+        metadata: Mapping[str, Sequence[tuple]] | None = None,
     ) -> Verification:
         """Whether both images of each pair show the same identity.
 
@@ -194,8 +211,14 @@ class ReIDInferencer(BaseInferencer):
             pairs: Pairs of single images, see :func:`list_images`.
             threshold (float): Least cosine similarity of a right pair. It depends on the model:
                 ``roc_curve`` of a validation set tells which one accepts how many wrong pairs.
+            metadata (dict, optional): Columns of a pair of values for each pair, see
+                :meth:`__call__`.
         """
-        firsts, seconds = (self([pair[side] for pair in pairs]).features for side in (0, 1))
+        features = []
+        for side in (0, 1):
+            columns = {n: [pair[side] for pair in pairs] for n, pairs in (metadata or {}).items()}
+            features.append(self([pair[side] for pair in pairs], columns).features)
+        firsts, seconds = features
         if not len(firsts) == len(seconds) == len(pairs):
             raise ValueError('a pair takes two single images, no folders or patterns')
         scores = torch.nn.functional.cosine_similarity(
@@ -204,7 +227,10 @@ class ReIDInferencer(BaseInferencer):
         return Verification(scores, scores >= threshold)
 
     def attend(
-        self, inputs: Inputs, ratio: float | None = None
+        self,
+        inputs: Inputs,
+        ratio: float | None = None,
+        metadata: Mapping[str, Sequence] | None = None,
     ) -> Iterator[tuple[np.ndarray, AttentionMap]]:
         """Where the model looks: for each image, what it saw of it (RGB) and its attention.
 
@@ -212,12 +238,15 @@ class ReIDInferencer(BaseInferencer):
             inputs: See :func:`list_images`.
             ratio (float, optional): Share of the patches that are selected, see
                 :func:`attention_maps`.
+            metadata (dict, optional): See :meth:`__call__`.
 
         Raises:
             CorruptImageError: If an image is missing, damaged or none.
             TypeError: If the backbone does not offer its attention.
         """
-        for _, batch, errors in self.preprocess(list_images(inputs)):
+        samples = list_images(inputs)
+        columns = as_columns(metadata, len(samples))
+        for _, batch, errors in self.preprocess(self._with_side_information(samples, columns)):
             if errors:
                 raise CorruptImageError(errors[0][1])
             data = self.model.data_preprocessor(batch, training=False)
@@ -235,6 +264,38 @@ class ReIDInferencer(BaseInferencer):
                 'can not be compared; use that model, or embed the gallery with this one'
             )
 
+    @property
+    def side_information(self) -> dict[str, int]:
+        """Columns of metadata that the model embeds, and how many values it knows of each.
+
+        ``{'camera': 6}`` says that every image needs a ``camera`` from 0 to 5; most models need
+        nothing.
+        """
+        sie = getattr(self.model.backbone, 'sie', None)
+        known = {name: getattr(sie, f'num_{name}s', 0) for name in _SAMPLE_KEYS}
+        return {name: count for name, count in known.items() if count}
+
+    def _with_side_information(self, samples: list[Sample], columns: Columns) -> list[Sample]:
+        """Samples with the keys that the model looks for."""
+        known = self.side_information
+        for name, count in known.items():
+            if name not in columns:
+                raise ValueError(
+                    f'the model embeds {name}s: give the {name} of each image, 0 to {count - 1}, '
+                    f"as metadata={{'{name}': [...]}}, by --{name}, or in a column {name!r} of "
+                    '--metadata'
+                )
+            for sample, value in zip(samples, columns[name].tolist()):
+                if value not in range(count):
+                    raise ValueError(
+                        f'{sample["img_path"]}: the model embeds the {name}s 0 to {count - 1}, '
+                        f'not {value!r}; images of other {name}s need a model without sie'
+                    )
+        return [
+            {**sample, **{_SAMPLE_KEYS[name]: int(columns[name][row]) for name in known}}
+            for row, sample in enumerate(samples)
+        ]
+
     def _embed(
         self,
         samples: list[Sample],
@@ -245,7 +306,8 @@ class ReIDInferencer(BaseInferencer):
             raise ValueError(f"on_error must be 'stop' or 'skip', not {on_error!r}")
         columns = as_columns(metadata, len(samples))
         features, kept, skipped = [], [], {}
-        for numbers, batch, errors in self.preprocess(_with_side_information(samples, columns)):
+        samples = self._with_side_information(samples, columns)
+        for numbers, batch, errors in self.preprocess(samples):
             for number, reason in errors:
                 name = str(samples[number]['img_path'])
                 if on_error == 'stop':
@@ -352,16 +414,6 @@ def _collate(
     errors = [(number, reason) for number, packed, reason in items if packed is None]
     numbers = [number for number, _ in good]
     return numbers, collate_fn([packed for _, packed in good]) if good else None, errors
-
-
-def _with_side_information(samples: list[Sample], columns: Columns) -> list[Sample]:
-    """Samples with the keys that models with side information look for."""
-    keys = {'camera': 'camera_id', 'view': 'view_id'}
-    given = {key: columns[name].tolist() for name, key in keys.items() if name in columns}
-    return [
-        {**sample, **{key: values[row] for key, values in given.items()}}
-        for row, sample in enumerate(samples)
-    ]
 
 
 def _queries(samples: list[Sample], embeddings: Embeddings) -> list[Sample]:

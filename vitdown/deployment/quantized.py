@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitdown.models.quantization.portable import portable_copy
+from vitdown.models.quantization.portable import (
+    matmul_integer,
+    portable_copy,
+    portable_integer_copy,
+)
 
 try:
     import onnxruntime
-    import onnxscript  # noqa: F401  what torch.onnx.export needs
+    from onnxscript import opset18 as op
 except ImportError as error:
     raise ImportError('ONNX needs more packages: pip install "vitdown[export]"') from error
+
+FLAVOURS = {'qdq': portable_copy, 'integer': portable_integer_copy}
 
 
 class _Tensors(nn.Module):
@@ -48,6 +54,11 @@ def quantized_session(path: str | os.PathLike, threads: int = 1) -> onnxruntime.
     return onnxruntime.InferenceSession(os.fspath(path), options, ['CPUExecutionProvider'])
 
 
+def _matmul_integer(codes, integers, zero_point: int):
+    """:func:`matmul_integer` in ONNX."""
+    return op.MatMulInteger(codes, integers, op.Cast(op.Constant(value_int=zero_point), to=2))
+
+
 @torch.no_grad()
 def export_quantized_onnx(
     model: nn.Module,
@@ -55,11 +66,12 @@ def export_quantized_onnx(
     size: tuple[int, int],
     tolerance: float = 1e-3,
     batch: int | None = None,
+    flavour: str = 'qdq',
 ) -> float:
-    """Write an ONNX file with int8 weights (``DequantizeLinear``).
+    """Write an ONNX file with int8 weights.
 
-    Activations are divided by their steps, clipped to their bits, rounded and multiplied. Input
-    ``images``, output ``output``; weights of all widths take a byte each.
+    Activations are divided by their steps, clipped to their bits and rounded. Input ``images``,
+    output ``output``; weights of all widths take a byte each.
 
     Args:
         model (nn.Module): Quantized classifier, re-ID model or backbone, with all steps set.
@@ -68,15 +80,21 @@ def export_quantized_onnx(
         tolerance (float): Largest difference allowed between onnxruntime and PyTorch, as a share
             of the outputs' standard deviation. Defaults to 1e-3.
         batch (int, optional): Number of images at a time; None for any. Swin's windows need it.
+        flavour (str): ``'qdq'``: weights (``DequantizeLinear``) and activations are multiplied in
+            float32. ``'integer'``: their codes are (``MatMulInteger``), for what the int8 runtime
+            computes in integers. Defaults to ``'qdq'``.
 
     Returns:
         float: The difference found.
 
     Raises:
-        ValueError: If the steps are not set, or the file differs from the model.
+        ValueError: If the flavour is unknown, the steps are not set, the settings don't allow
+            integer products, or the file differs from the model.
     """
+    if flavour not in FLAVOURS:
+        raise ValueError(f'flavour must be one of {tuple(FLAVOURS)}, got {flavour!r}')
     path = Path(path)
-    function = _Tensors(portable_copy(model)).eval()
+    function = _Tensors(FLAVOURS[flavour](model)).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch or 3, 3, *size, generator=generator)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -90,6 +108,7 @@ def export_quantized_onnx(
             dynamic_shapes=None if batch else {'images': {0: torch.export.Dim('batch', min=1)}},
             opset_version=18,
             dynamo=True,
+            custom_translation_table={matmul_integer._opoverload: _matmul_integer},
             external_data=False,
             verbose=False,
         )

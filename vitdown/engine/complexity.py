@@ -1,10 +1,15 @@
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from vitdown.models.quantization import quantizers_of
 
 
 @dataclass
@@ -17,11 +22,13 @@ class Complexity:
         params (int): Number of parameters of the model.
         by_module (dict[str, int]): Multiply-adds by module name; a module's count includes its
             children's.
+        by_layer (dict[str, int]): Those that a module makes itself, by its name in the model.
     """
 
     macs: int
     params: int
     by_module: dict[str, int]
+    by_layer: dict[str, int]
 
 
 def _is_detector(model: nn.Module) -> bool:
@@ -53,6 +60,36 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], object]:
     return forward
 
 
+@contextmanager
+def _own_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[Counter]:
+    """Operations of each module of a model without those of the modules that it calls."""
+    own, stack, seen = Counter(), [''], 0
+
+    def account() -> None:
+        nonlocal seen
+        total = counter.get_total_flops()
+        own[stack[-1]] += total - seen
+        seen = total
+
+    def enter(name: str, *_) -> None:
+        account()
+        stack.append(name)
+
+    def leave(*_) -> None:
+        account()
+        stack.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(partial(enter, name)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield own
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def get_flops(
     model: nn.Module,
@@ -67,7 +104,8 @@ def get_flops(
         forward (Callable, optional): What to run on the input instead of the model.
 
     Returns:
-        Complexity: Multiply-adds and parameters. Element-wise operations are not counted.
+        Complexity: Multiply-adds and parameters. Element-wise operations are not counted, nor what
+        quantized weights are made with, which is done once.
     """
     parameter = next(model.parameters())
     shape = input_shape if len(input_shape) == 4 else (1, *input_shape)
@@ -75,8 +113,12 @@ def get_flops(
     training = model.training
     model.eval()
     try:
+        if quantizers_of(model):
+            # Weights are quantized now and kept
+            (forward or model)(inputs)
         # Fused attention kernels are opaque to the counter on some devices.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, depth=None) as counter:
+        counter = FlopCounterMode(display=False, depth=None)
+        with sdpa_kernel(SDPBackend.MATH), counter, _own_flops(model, counter) as own:
             (forward or model)(inputs)
     finally:
         model.train(training)
@@ -87,4 +129,5 @@ def get_flops(
         macs=counter.get_total_flops() // 2,
         params=sum(p.numel() for p in model.parameters()),
         by_module=by_module,
+        by_layer={name: flops // 2 for name, flops in own.items() if flops},
     )

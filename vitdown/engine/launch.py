@@ -248,10 +248,10 @@ def _is_input_error(error: Exception) -> bool:
     """Whether the error is the user's to mend: raised on purpose, or a wrong argument."""
     if isinstance(error, (ConfigError, FileNotFoundError, NotADirectoryError)):
         return True
-    if isinstance(error, TypeError):
+    if isinstance(error, TypeError) and '__init__() ' in str(error) and 'argument' in str(error):
         # A key of a config that the class it configures doesn't take
-        return '__init__() ' in str(error) and 'argument' in str(error)
-    if not isinstance(error, (ValueError, KeyError, OSError, CheckpointError)):
+        return True
+    if not isinstance(error, (ValueError, TypeError, KeyError, OSError, CheckpointError)):
         return False
     if str(error).startswith('Caught '):
         return True

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -24,24 +24,36 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
-from vitdown.apis.conditions import parse_conditions, parse_value
+from vitdown.apis.conditions import parse_conditions
 from vitdown.apis.rankings import Rankings
 from vitdown.apis.reid_inferencer import ReIDInferencer
+from vitdown.apis.values import parse_value
 from vitdown.datasets.transforms import LoadReIDImage
 from vitdown.datasets.transforms.decoding import CorruptImageError
 from vitdown.evaluation.index import GalleryIndex
+from vitdown.evaluation.index.metadata import Columns
 from vitdown.files import write_atomically
 from vitdown.visualization.attention_map import draw_rollout
 
 from .guard import BodyLimit, SameOrigin, SecurityHeaders, TokenGuard
-from .images import UploadError, data_uri, decode_upload, resolve_image, thumbnail
+from .images import (
+    RecentUploads,
+    UploadError,
+    data_uri,
+    decode_upload,
+    resolve_image,
+    thumbnail,
+)
 
 if TYPE_CHECKING:
     from vitdown.apis.galleries import Gallery
 
 _HERE = Path(__file__).parent
 _MAX_MATCHES = 100
+_DEFAULT_MATCHES = 12
 _MAX_NAME = 100
+# Uploads kept to be searched again, in sizes of the largest
+_KEPT_UPLOADS = 10
 
 
 @dataclass(frozen=True)
@@ -78,16 +90,22 @@ def create_app(inferencer: ReIDInferencer, gallery: Gallery, settings: PageSetti
         settings (PageSettings): What is allowed.
 
     Raises:
-        ValueError: If the gallery holds features of another model, is empty or has no paths.
+        ValueError: If the gallery holds features of another model, is empty, or lacks paths or what
+            the model needs to know of each picture.
     """
     inferencer.check_gallery(gallery)
     if 'path' not in gallery.column_types or not len(gallery):
         raise ValueError("the gallery is empty or has no column 'path': there is nothing to show")
+    if missing := sorted(inferencer.side_information.keys() - gallery.column_types.keys()):
+        raise ValueError(
+            f'the model embeds {missing[0]}s, but the gallery has no column {missing[0]!r}: embed '
+            f'its images again with --metadata or --{missing[0]}'
+        )
     page = _Page(inferencer, gallery, settings)
     routes = [
         Route('/', page.home),
-        Route('/search', page.search_gallery, methods=['GET']),
-        Route('/search', page.search_upload, methods=['POST']),
+        Route('/search', page.search, methods=['GET']),
+        Route('/search', page.upload, methods=['POST']),
         Route('/image/{id:int}', page.image),
         Mount('/static', StaticFiles(directory=_HERE / 'static')),
     ]
@@ -115,6 +133,8 @@ class _Page:
         self.inferencer, self.gallery, self.settings = inferencer, gallery, settings
         self.templates = Jinja2Templates(_HERE / 'templates')
         self.load = LoadReIDImage()
+        self.uploads = RecentUploads(_KEPT_UPLOADS * settings.max_upload_bytes)
+        self.side_information = inferencer.side_information
         self.shows_attention = hasattr(inferencer.model.backbone, 'forward_tokens')
         # Model and gallery serve one request at a time.
         self.lock = threading.Lock()
@@ -123,24 +143,38 @@ class _Page:
         samples = await run_in_threadpool(self.gallery.sample_ids, self.settings.samples)
         return self._render(request, samples=samples.tolist())
 
-    async def search_upload(self, request: Request) -> Response:
+    async def upload(self, request: Request) -> Response:
+        """Take a picture in; the address of its matches holds all else that the form says."""
         async with request.form(max_files=1, max_fields=100) as form:
-            pixels, _ = decode_upload(await _file(form, 'image'), self.settings.max_pixels)
-            return await self._search(request, pixels, form)
+            request.state.form = {n: text for n, text in form.items() if isinstance(text, str)}
+            data = await _file(form, 'image')
+        await run_in_threadpool(decode_upload, data, self.settings.max_pixels)
+        fields = {name: text for name, text in request.state.form.items() if text.strip()}
+        address = urlencode({**fields, 'upload': self.uploads.keep(data)})
+        return RedirectResponse(f'/search?{address}', 303)
 
-    async def search_gallery(self, request: Request) -> Response:
-        try:
-            number = int(request.query_params.get('id', ''))
-        except ValueError:
-            raise HTTPException(400, 'no picture was chosen') from None
-        pixels = await run_in_threadpool(self._gallery_pixels, number)
-        return await self._search(request, pixels[..., ::-1], request.query_params, number)
+    async def search(self, request: Request) -> Response:
+        params = request.query_params
+        if 'upload' in params:
+            data = self.uploads.get(params['upload'])
+            if data is None:
+                raise HTTPException(404, 'the picture is not kept any more: upload it again')
+            pixels, _ = await run_in_threadpool(decode_upload, data, self.settings.max_pixels)
+            side = self._side_information(params)
+        else:
+            try:
+                number = int(params.get('id', ''))
+            except ValueError:
+                raise HTTPException(404, 'no picture was chosen') from None
+            pixels, side = await run_in_threadpool(self._gallery_picture, number)
+        return await self._search(request, pixels, side)
 
     async def image(self, request: Request) -> Response:
-        pixels = await run_in_threadpool(self._gallery_pixels, request.path_params['id'])
+        number = request.path_params['id']
+        pixels, side = await run_in_threadpool(self._gallery_picture, number)
         if request.query_params.get('attention') and self.shows_attention:
-            pixels = await run_in_threadpool(self._with_attention, pixels)
-        return Response(thumbnail(pixels), media_type='image/jpeg')
+            pixels = await run_in_threadpool(self._with_attention, pixels, side)
+        return Response(thumbnail(pixels[..., ::-1]), media_type='image/jpeg')
 
     async def login(self, request: Request) -> Response:
         if request.method == 'GET':
@@ -165,7 +199,10 @@ class _Page:
                     metadata[name] = np.array([value], str if dtype.kind == 'U' else dtype)
                 except (ValueError, OverflowError) as error:
                     raise HTTPException(400, f'{error}: every column needs a value') from None
-            number = await run_in_threadpool(self._add, folder, data, pixels, suffix, metadata)
+            try:
+                number = await run_in_threadpool(self._add, folder, data, pixels, suffix, metadata)
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from None
         return RedirectResponse(f'/search?id={number}', 303)
 
     async def error(self, request: Request, error: Exception) -> Response:
@@ -173,36 +210,30 @@ class _Page:
         status, detail = getattr(error, 'status_code', 400), getattr(error, 'detail', str(error))
         return self._render(request, status=status, message=detail)
 
-    async def _search(
-        self,
-        request: Request,
-        query: np.ndarray,
-        form: Mapping[str, Any],
-        number: int | None = None,
-    ) -> Response:
+    async def _search(self, request: Request, query: np.ndarray, side: Columns) -> Response:
+        """Matches of BGR pixels, as the address asks for them."""
+        params = request.query_params
         conditions = {
             name: text
             for name in self._columns()
-            if (text := str(form.get(f'where {name}', '')).strip())
+            if (text := params.get(f'where {name}', '').strip())
         }
         try:
-            k = int(form.get('k') or 12)
+            k = int(params.get('k') or _DEFAULT_MATCHES)
             where = parse_conditions(conditions, self.gallery.column_types) or None
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         if not 1 <= k <= _MAX_MATCHES:
             raise HTTPException(400, f'the number of matches must be 1 to {_MAX_MATCHES}')
         try:
-            rankings = await run_in_threadpool(self._ranked, query, k, where)
+            rankings = await run_in_threadpool(self._ranked, query, k, where, side)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        picture, attention = query[..., ::-1], bool(form.get('attention')) and self.shows_attention
-        if attention:
-            picture = await run_in_threadpool(self._with_attention, picture)
+        if params.get('attention') and self.shows_attention:
+            query = await run_in_threadpool(self._with_attention, query, side)
         return self._render(
             request,
-            query={'picture': data_uri(thumbnail(picture)), 'id': number},
-            attention=attention,
+            picture=data_uri(thumbnail(query[..., ::-1])),
             matches=[
                 {
                     'rank': match.rank,
@@ -215,19 +246,30 @@ class _Page:
                 }
                 for match in rankings[0]
             ],
-            conditions=conditions,
-            k=k,
         )
 
-    def _with_attention(self, pixels: np.ndarray) -> np.ndarray:
-        """Attention rollout over an RGB picture, in the size that the model sees."""
+    def _with_attention(self, pixels: np.ndarray, side: Columns) -> np.ndarray:
+        """Attention rollout over a BGR picture, in the size that the model sees."""
         with self.lock:
-            ((image, attention),) = self.inferencer.attend(pixels[..., ::-1])
-        return draw_rollout(image, attention)
+            ((image, attention),) = self.inferencer.attend(pixels, metadata=side)
+        return draw_rollout(image, attention)[..., ::-1]
 
-    def _ranked(self, query: np.ndarray, k: int, where: dict | None) -> Rankings:
+    def _ranked(self, query: np.ndarray, k: int, where: dict | None, side: Columns) -> Rankings:
         with self.lock:
-            return self.inferencer.search(query, self.gallery, k, where)
+            return self.inferencer.search(query, self.gallery, k, where, side)
+
+    def _side_information(self, params: QueryParams) -> Columns:
+        """What the model needs to know of an uploaded picture."""
+        columns = {}
+        for name, count in self.side_information.items():
+            text = params.get(f'query {name}', '').strip()
+            if text not in map(str, range(count)):
+                raise HTTPException(
+                    400,
+                    f'the model embeds {name}s: give the {name} of the picture, 0 to {count - 1}',
+                )
+            columns[name] = np.array([int(text)])
+        return columns
 
     def _add(
         self,
@@ -240,7 +282,7 @@ class _Page:
         # A name of our own: the uploaded one could point anywhere.
         file = folder.resolve() / f'{uuid.uuid4().hex}{suffix}'
         with self.lock:
-            feature = self.inferencer(pixels).features
+            feature = self.inferencer(pixels, metadata).features
             write_atomically(data, file)
             try:
                 columns = {'path': np.array([str(file)]), **metadata}
@@ -252,20 +294,22 @@ class _Page:
                 raise
         return number
 
-    def _gallery_pixels(self, number: int) -> np.ndarray:
-        """RGB pixels of a gallery image: only files that the gallery names are ever read."""
+    def _gallery_picture(self, number: int) -> tuple[np.ndarray, Columns]:
+        """BGR pixels of a gallery image, of files alone that the gallery names, and its side
+        information."""
         try:
             with self.lock:
-                path = str(self.gallery.lookup([number])['path'][0])
+                row = self.gallery.lookup([number])
         except (KeyError, OverflowError):
             raise HTTPException(404, f'the gallery has no picture {number}') from None
-        file = resolve_image(path, self.settings.image_root)
+        file = resolve_image(str(row['path'][0]), self.settings.image_root)
         if file is None:
             raise HTTPException(404, f'the file of picture {number} is not on this machine')
         try:
-            return self.load({'img_path': os.fspath(file)})['img'][..., ::-1]
+            pixels = self.load({'img_path': os.fspath(file)})['img']
         except CorruptImageError:
             raise HTTPException(404, f'the file of picture {number} can not be read') from None
+        return pixels, {name: row[name] for name in self.side_information}
 
     def _columns(self) -> dict[str, np.dtype]:
         return {name: t for name, t in self.gallery.column_types.items() if name != 'path'}
@@ -273,16 +317,26 @@ class _Page:
     def _render(
         self, request: Request, status: int = 200, message: str = '', **context: Any
     ) -> Response:
+        """The page, with its forms as they were sent."""
+        form = getattr(request.state, 'form', request.query_params)
+        columns = self._columns()
+        kept = {f'where {name}' for name in columns} | {'k', 'attention'}
         context = {
             'message': message,
-            'columns': {name: _HINTS[dtype.kind] for name, dtype in self._columns().items()},
+            'form': form,
+            'filters': urlencode(
+                {name: text for name, text in form.items() if text and name in kept}
+            ),
+            # Which picture can be searched again: none that is not there.
+            'query': next((n for n in ('upload', 'id') if n in form and status != 404), None),
+            'columns': {name: _HINTS[dtype.kind] for name, dtype in columns.items()},
+            'side_information': self.side_information,
             'count': len(self.gallery),
             'shows_attention': self.shows_attention,
-            'attention': False,
+            'attention': form.get('attention') and self.shows_attention,
             'may_add': self.settings.upload_dir is not None,
             'max_bytes': self.settings.max_upload_bytes,
-            'k': 12,
-            'conditions': {},
+            'default_matches': _DEFAULT_MATCHES,
             **context,
         }
         return self.templates.TemplateResponse(request, 'page.html', context, status_code=status)

@@ -71,14 +71,15 @@ class TokenGuard:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         cookie = SimpleCookie(headers.get('cookie', '')).get(_COOKIE)
-        bearer = headers.get('authorization', '').removeprefix('Bearer ')
+        # Headers are bytes that Starlette reads as Latin-1.
+        bearer = headers.get('authorization', '').removeprefix('Bearer ').encode('latin-1')
         if (cookie is not None and _equal(cookie.value, self.session)) or self.knows(bearer):
             return await self.app(scope, receive, send)
         if scope['method'] == 'GET' and scope['path'] == '/':
             return await RedirectResponse('/login', 303)(scope, receive, send)
         return await PlainTextResponse('a token is needed', 401)(scope, receive, send)
 
-    def knows(self, token: str) -> bool:
+    def knows(self, token: str | bytes) -> bool:
         """Whether this is the token, in a time that doesn't tell how much of it is right."""
         return _equal(token, self.token)
 
@@ -109,5 +110,10 @@ class BodyLimit:
         await self.app(scope, limited, send)
 
 
-def _equal(given: str, expected: str) -> bool:
-    return secrets.compare_digest(given.encode(), expected.encode())
+def _equal(given: str | bytes, expected: str) -> bool:
+    return secrets.compare_digest(_encoded(given), _encoded(expected))
+
+
+def _encoded(text: str | bytes) -> bytes:
+    # Environment variables may hold bytes that are no UTF-8.
+    return text if isinstance(text, bytes) else text.encode('utf-8', 'surrogateescape')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import secrets
 import warnings
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def decode_upload(data: bytes, max_pixels: int) -> tuple[np.ndarray, str]:
     # Decoders fail on damaged files with many types.
     except Exception:
         raise UploadError('the file is no JPEG, PNG, WebP or BMP picture, or damaged') from None
+
+
+class RecentUploads:
+    """The last pictures that were uploaded: they can be searched again without being sent again.
+
+    Args:
+        max_bytes (int): Size of all files together; the oldest make room.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._files: dict[str, bytes] = {}
+
+    def keep(self, data: bytes) -> str:
+        """Keep a file, under a name that nobody can guess."""
+        name = secrets.token_urlsafe(16)
+        self._files[name] = data
+        while sum(map(len, self._files.values())) > self.max_bytes:
+            del self._files[next(iter(self._files))]
+        return name
+
+    def get(self, name: str) -> bytes | None:
+        """The file of a name, None if it is not kept any more."""
+        return self._files.get(name)
 
 
 def resolve_image(path: str, root: Path) -> Path | None:

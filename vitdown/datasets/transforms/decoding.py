@@ -27,7 +27,7 @@ def to_bgr_uint8(img: np.ndarray, name: str = 'image') -> np.ndarray:
         (H, W, 3) uint8 array.
 
     Raises:
-        ValueError: Another shape or data type.
+        ValueError: Another shape or data type, or no pixels.
     """
     if img.dtype == np.uint16:
         img = (img >> 8).astype(np.uint8)
@@ -37,6 +37,8 @@ def to_bgr_uint8(img: np.ndarray, name: str = 'image') -> np.ndarray:
         img = img[..., None]
     if img.ndim != 3 or img.shape[2] not in (1, 3, 4):
         raise ValueError(f'{name}: array of shape {img.shape} is no image of 1, 3 or 4 channels.')
+    if not img.size:
+        raise ValueError(f'{name}: array of shape {img.shape} has no pixels.')
     if img.shape[2] == 1:
         return np.repeat(img, 3, axis=2)
     return np.ascontiguousarray(img[..., :3])

@@ -81,16 +81,24 @@ class CGAHook(Hook):
         boundary_range (float): Half-width of the band in which weights train, in levels. Defaults
             to 0.005.
         cga_on_qk (str): ``'none'`` or ``'grad'``, see ``on_qk`` there. Defaults to ``'none'``.
+        targets (Sequence[str], optional): Patterns of the names of layers, or of modules around
+            them, that it acts on, e.g. ``['*.ffn']``. Defaults to all in the blocks.
     """
 
-    def __init__(self, boundary_range: float = 0.005, cga_on_qk: str = 'none') -> None:
+    def __init__(
+        self,
+        boundary_range: float = 0.005,
+        cga_on_qk: str = 'none',
+        targets: Sequence[str] | None = None,
+    ) -> None:
         self.boundary_range = boundary_range
         self.cga_on_qk = cga_on_qk
+        self.targets = targets
 
     def before_train(self, runner: Runner) -> None:
         optimizer = single_optimizer(runner, self)
         self._annealing = ConfidenceGuidedAnnealing(
-            unwrap(runner.model), self.boundary_range, self.cga_on_qk
+            unwrap(runner.model), self.boundary_range, self.cga_on_qk, self.targets
         )
         self._annealing.attach(optimizer)
 
@@ -103,7 +111,8 @@ class OscillationHook(Hook):
     """Logs how many low-bit weights oscillate, as ``osc/frac`` and others.
 
     See :meth:`OscillationMonitor.summary`. Codes are observed after iterations with a step of the
-    optimizer, not after those that only accumulate gradients.
+    optimizer, not after those that only accumulate gradients. What was observed is part of
+    checkpoints (:meth:`OscillationMonitor.state_dict`), and a resumed run goes on from there.
 
     Args:
         momentum (float): See :class:`OscillationTracker`. Defaults to 0.01.
@@ -133,12 +142,19 @@ class OscillationHook(Hook):
         self.interval = interval
         self.log_interval = log_interval
         self.per_layer = per_layer
+        self.monitor: OscillationMonitor | None = None
+        self._state: dict | None = None
 
     def before_train(self, runner: Runner) -> None:
         optimizer = single_optimizer(runner, self)
         self.monitor = OscillationMonitor(unwrap(runner.model), **self.options)
-        self.monitor.update()
-        self._steps = self._observed = 0
+        # Steps since the last observation
+        self._steps = 0
+        if self._state is None:
+            self.monitor.update()
+        else:
+            self.monitor.load_state_dict(self._state['weights'])
+            self._steps = self._state['steps']
         self._handle = optimizer.register_step_post_hook(self._count)
 
     def _count(self, *_) -> None:
@@ -152,8 +168,8 @@ class OscillationHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         # Not within the step: CGAHook still puts weights back there
-        if self._steps - self._observed >= self.interval:
-            self._observed = self._steps
+        if self._steps >= self.interval:
+            self._steps = 0
             self.monitor.update()
         if not self.every_n_train_iters(runner, self.log_interval):
             return
@@ -162,6 +178,14 @@ class OscillationHook(Hook):
                 prefix = 'osc' if name == 'total' else f'osc/{name}'
                 for key, share in shares.items():
                     runner.message_hub.update_scalar(f'train/{prefix}/{key}', share)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.monitor is not None:
+            checkpoint['oscillation'] = dict(weights=self.monitor.state_dict(), steps=self._steps)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume:
+            self._state = checkpoint.get('oscillation')
 
     def after_train(self, runner: Runner) -> None:
         self._handle.remove()

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from .functional import cga_free_mask
 from .modules import QKRProjection, QuantLinear
 from .quantizers import StatsQuantizer
+from .settings import fits
 
 ON_QK = ('none', 'grad')
 
@@ -39,8 +40,19 @@ class AnnealedWeight:
         return torch.cat((mask.new_ones(self.first_row, *mask.shape[1:]), mask))
 
 
-def annealed_weights(model: nn.Module) -> list[AnnealedWeight]:
-    """Weights that StatsQ quantizes: MLPs, values (or queries, keys and values), projections."""
+def annealed_weights(
+    model: nn.Module, targets: Sequence[str] | None = None
+) -> list[AnnealedWeight]:
+    """Weights that StatsQ quantizes: MLPs, values (or queries, keys and values), projections.
+
+    Args:
+        model (nn.Module): Quantized model.
+        targets (Sequence[str], optional): Patterns of the names of layers, or of modules around
+            them. Defaults to all.
+
+    Raises:
+        ValueError: If there are none, or none for a target.
+    """
     weights = []
     for name, module in model.named_modules():
         quantizer = getattr(module, 'weight_quant', None)
@@ -50,7 +62,21 @@ def annealed_weights(model: nn.Module) -> list[AnnealedWeight]:
             first_row = sum(module.part_sizes[:2]) if isinstance(module, QKRProjection) else 0
             parameter = module.weight
             weights.append(AnnealedWeight(f'{name}.weight', parameter, quantizer.bits, first_row))
-    return weights
+    if not weights:
+        raise ValueError(
+            f'{type(model).__name__} has no weights that StatsQ quantizes; CGA needs '
+            "quant_cfg=dict(type='OFQ', w_quant='statsq', w_bits=...)"
+        )
+    if targets is None:
+        return weights
+    if isinstance(targets, str):
+        raise ValueError(f'targets must be a list of patterns, got {targets!r}')
+    if unused := [t for t in targets if not any(fits(w.name, t) for w in weights)]:
+        raise ValueError(
+            f'targets: {type(model).__name__} has no weights that StatsQ quantizes in {unused}; '
+            f'they are called {weights[0].name} ... {weights[-1].name}'
+        )
+    return [w for w in weights if any(fits(w.name, target) for target in targets)]
 
 
 @torch.no_grad()
@@ -82,13 +108,19 @@ class ConfidenceGuidedAnnealing:
             0.005.
         on_qk (str): What happens to the product of query and key weights: ``'none'`` as in the
             official code, or ``'grad'`` for a gradient that reaches only its free entries.
+        targets (Sequence[str], optional): Which layers, see :func:`annealed_weights`; the others
+            train freely. Defaults to all.
 
     Raises:
-        ValueError: If no weight of the model is quantized by StatsQ.
+        ValueError: If no weight of the model is quantized by StatsQ, or none of a target.
     """
 
     def __init__(
-        self, model: nn.Module, boundary_range: float = 0.005, on_qk: str = 'none'
+        self,
+        model: nn.Module,
+        boundary_range: float = 0.005,
+        on_qk: str = 'none',
+        targets: Sequence[str] | None = None,
     ) -> None:
         if not 0 < boundary_range < 0.5:
             raise ValueError(
@@ -96,17 +128,16 @@ class ConfidenceGuidedAnnealing:
             )
         if on_qk not in ON_QK:
             raise ValueError(f'on_qk must be one of {ON_QK}, got {on_qk!r}')
-        self.weights = annealed_weights(model)
-        if not self.weights:
-            raise ValueError(
-                f'{type(model).__name__} has no weights that StatsQ quantizes; CGA needs '
-                "quant_cfg=dict(type='OFQ', w_quant='statsq', w_bits=...)"
-            )
+        self.weights = annealed_weights(model, targets)
         self.boundary_range = boundary_range
         self._products = []
         if on_qk == 'grad':
-            modules = [m for m in model.modules() if isinstance(m, QKRProjection)]
-            self._products = [module.product_quant for module in modules]
+            names = {weight.name for weight in self.weights}
+            self._products = [
+                module.product_quant
+                for name, module in model.named_modules()
+                if isinstance(module, QKRProjection) and f'{name}.weight' in names
+            ]
         self._masks: dict[int, Tensor] = {}
         self._before: list[Tensor] = []
         self._handles: list = []

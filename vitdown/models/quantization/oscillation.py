@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,15 @@ class OscillationTracker:
             self.frozen = torch.zeros_like(self.flips)
             self.frozen_codes = torch.zeros_like(codes)
             self.mean_codes = codes.float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that was observed; empty before the first update."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from another tracker's :meth:`state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value.clone())
 
     @torch.no_grad()
     def update(self, codes: Tensor) -> Tensor:
@@ -106,6 +115,24 @@ class OscillationMonitor:
                 f'{type(model).__name__} has no quantized weights; set quant_cfg in its config'
             )
         self.trackers = {name: OscillationTracker(momentum) for name in self._sources}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """State of the tracker of each weight, about 11 bytes an entry."""
+        return {name: tracker.state_dict() for name, tracker in self.trackers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from another monitor's :meth:`state_dict`.
+
+        Raises:
+            ValueError: If it is of other weights.
+        """
+        if different := sorted(set(state) ^ set(self.trackers)):
+            raise ValueError(
+                f'The oscillation state is of other weights: {different[:5]} are quantized in one '
+                'of both models only; resume with the quant_cfg that it was saved with'
+            )
+        for name, tracker in self.trackers.items():
+            tracker.load_state_dict(state[name])
 
     @torch.no_grad()
     def update(self) -> None:

@@ -1,4 +1,4 @@
-"""Quantized models in a form that exporters understand: integer weights, plain operators."""
+"""Quantized models in forms that exporters understand: integer weights, plain operators."""
 
 import copy
 
@@ -7,9 +7,10 @@ import torch.ao.quantization.fx._decomposed
 from torch import Tensor, nn
 
 from .functional import MIN_STEP
-from .modules import QKRProjection
+from .modules import QKRProjection, QuantConv2d
 from .packed import IntegerWeight, integer_weights, quantized_modules
 from .quantizers import LSQQuantizer, quantizers_of
+from .runtime import IntegerProduct, integer_copy
 
 
 class DequantizedWeight(nn.Module):
@@ -91,3 +92,67 @@ def portable_copy(model: nn.Module) -> nn.Module:
                 setattr(module, name, PlainLSQ(child))
     model.eval()
     return model
+
+
+@torch.library.custom_op('vitdown::matmul_integer', mutates_args=())
+def matmul_integer(codes: Tensor, integers: Tensor, zero_point: int) -> Tensor:
+    """``(codes - zero_point) @ integers`` in int32, as the ONNX operator ``MatMulInteger``.
+
+    Args:
+        codes (Tensor): uint8 ``(..., N, I)``.
+        integers (Tensor): int8 ``(..., I, O)``.
+        zero_point (int): 0 to 255.
+
+    Returns:
+        Tensor: int32 ``(..., N, O)``.
+    """
+    return (codes.int() - zero_point) @ integers.int()
+
+
+@matmul_integer.register_fake
+def _(codes: Tensor, integers: Tensor, zero_point: int) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], integers.shape[-1]), dtype=torch.int32)
+
+
+class PortableProduct(IntegerProduct):
+    """:class:`IntegerProduct` by an operator that exporters know."""
+
+    def prepare(self, integers: Tensor) -> None:
+        """See :meth:`IntegerProduct.prepare`."""
+        self.register_buffer('integers', integers.T.contiguous(), persistent=False)
+
+    def scaled(self, codes: Tensor) -> Tensor:
+        """See :meth:`IntegerProduct.scaled`."""
+        return matmul_integer(codes, self.integers, self.zero_point).float() * self.scale
+
+    def of_activations(self, codes: Tensor, others: Tensor) -> Tensor:
+        """See :meth:`IntegerProduct.of_activations`."""
+        return matmul_integer(codes, others.transpose(-2, -1), self.zero_point)
+
+
+@torch.no_grad()
+def portable_integer_copy(model: nn.Module) -> nn.Module:
+    """A copy that multiplies codes by integer weights, as the int8 runtime does.
+
+    The image's convolution, whose steps differ by input channel, gets dequantized weights.
+
+    Args:
+        model (nn.Module): Quantized model, with all steps set.
+
+    Raises:
+        ValueError: If the steps are not set, or the model's settings don't allow int8 products.
+    """
+    integer = integer_copy(model)
+    for name, module in quantized_modules(model):
+        layer = integer.get_submodule(name)
+        weights = integer_weights(module)
+        if isinstance(module, QuantConv2d):
+            layer.weight_quant = DequantizedWeight(weights['weight'])
+            continue
+        zero_point = layer.input_quant.zero_point
+        products = {part: PortableProduct(w, zero_point) for part, w in weights.items()}
+        if isinstance(module, QKRProjection):
+            layer.value.product, layer.key.product = products['value'], products['product']
+        else:
+            layer.product = products['weight']
+    return integer

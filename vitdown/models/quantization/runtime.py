@@ -86,10 +86,6 @@ class IntegerInput(FixedLSQ):
             codes += self.zero_point
         return codes.to(torch.uint8).reshape(x.shape)
 
-    def signed(self, codes: Tensor) -> Tensor:
-        """The codes as int8, without the zero point."""
-        return (codes - self.zero_point).view(torch.int8)
-
 
 class IntegerProduct(nn.Module):
     """``codes @ weight.T`` on the CPU's int8 instructions, scaled row by row.
@@ -104,17 +100,38 @@ class IntegerProduct(nn.Module):
         integers, scale, self.offset = weight.for_compute()
         self.zero_point = zero_point
         self.register_buffer('scale', scale, persistent=False)
+        self.prepare(integers)
+
+    def prepare(self, integers: Tensor) -> None:
+        """Keep the weight's integers ``(O, I)`` in the form that :meth:`scaled` takes."""
         packed = torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
         self.register_buffer('packed', packed, persistent=False)
-        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        zeros = torch.zeros(len(integers), dtype=torch.int64)
         self.register_buffer('zeros', zeros, persistent=False)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """uint8 ``(..., I)`` to float32 ``(..., O)``."""
-        out = torch.ops.onednn.qlinear_pointwise(
+    def scaled(self, codes: Tensor) -> Tensor:
+        """Product with the integers, times their scale."""
+        return torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, self.zero_point, self.packed, self.scale, self.zeros,
             None, 1.0, 0, torch.float32, 'none', [], '',
         )  # fmt: skip
+
+    def of_activations(self, codes: Tensor, others: Tensor) -> Tensor:
+        """``codes @ others.T`` image by image, of codes alone.
+
+        Args:
+            codes (Tensor): uint8 ``(B, N, I)``, shifted by the zero point.
+            others (Tensor): int8 ``(B, M, I)``.
+
+        Returns:
+            Tensor: int32 ``(B, N, M)``.
+        """
+        codes = (codes - self.zero_point).view(torch.int8)
+        return torch.stack([torch._int_mm(a, b.T) for a, b in zip(codes, others)])
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """uint8 ``(..., I)`` to float32 ``(..., O)``."""
+        out = self.scaled(codes)
         if self.offset:
             sums = codes.sum(dim=-1, dtype=torch.int32) - self.zero_point * codes.shape[-1]
             out = torch.addcmul(out, sums[..., None].float(), self.scale, value=self.offset)
@@ -225,9 +242,7 @@ class IntegerQKR(nn.Module):
         # The shift after the keys adds the same to all logits of a query: softmax ignores it.
         keys = self.key_quant.codes(keys).flatten(1, 2)
         of_shift = (keys @ self.input_quant.after)[:, None]
-        keys = keys.to(torch.int8)
-        queries = self.input_quant.signed(codes)
-        logits = torch.stack([torch._int_mm(q, k.T) for q, k in zip(queries, keys)])
+        logits = self.key.product.of_activations(codes, keys.to(torch.int8))
         logits = torch.addcmul(of_shift, logits, self.input_quant.steps)
         logits = logits.unflatten(-1, (-1, self.num_heads)) * self.key_quant.steps.squeeze(-1)
         return logits.permute(0, 3, 1, 2), self._values(codes)

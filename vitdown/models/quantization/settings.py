@@ -8,6 +8,11 @@ GRANULARITIES = ('token', 'tensor', 'channel')
 OVERRIDABLE = ('w_bits', 'a_bits', 'edge_bits', 'qkr', 'w_quant', 'act_granularity')
 
 
+def fits(name: str, pattern: str) -> bool:
+    """Whether a pattern is about the module of that name, or one around it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f'{pattern}.*')
+
+
 @dataclass(frozen=True)
 class OFQ:
     """Settings of ``quant_cfg=dict(type='OFQ', ...)``.
@@ -78,9 +83,7 @@ class OFQ:
 
     def skips(self, name: str) -> bool:
         """Whether the module of that name, or one around it, stays as it is."""
-        parts = name.split('.')
-        paths = ['.'.join(parts[: i + 1]) for i in range(len(parts))]
-        return any(fnmatchcase(path, pattern) for path in paths for pattern in self.skip)
+        return any(fits(name, pattern) for pattern in self.skip)
 
     def at(self, name: str) -> 'OFQ':
         """The settings for the module of that name."""
@@ -91,11 +94,7 @@ class OFQ:
 
     def patterns_at(self, name: str) -> list[str]:
         """Patterns of ``overrides`` that fit the module of that name, or one around it."""
-        return [
-            pattern
-            for pattern in self.overrides
-            if fnmatchcase(name, pattern) or fnmatchcase(name, f'{pattern}.*')
-        ]
+        return [pattern for pattern in self.overrides if fits(name, pattern)]
 
     def unused_patterns(self, names: Sequence[str]) -> list[str]:
         """Patterns of ``skip`` and ``overrides`` that fit no module."""
