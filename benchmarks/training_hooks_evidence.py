@@ -89,6 +89,11 @@ def cifar_runs(args: argparse.Namespace, group: str) -> list[Run]:
     return [
         run('ViT, no mixing', f'smmix/{VIT}'),
         run('ViT, Mixup', f'smmix/mixup_{VIT}'),
+        run(
+            'ViT, CutMix',
+            f'smmix/mixup_{VIT}',
+            **{'model.data_preprocessor.batch_augments.augments': [CUTMIX]},
+        ),
         run('ViT, CutMix or Mixup', f'smmix/cutmix_{VIT}'),
         run('ViT, SMMix', f'smmix/smmix_{VIT}'),
     ]
@@ -127,6 +132,7 @@ def flowers_runs() -> list[Run]:
     return [
         run('no mixing'),
         run('Mixup', MIXUP),
+        run('CutMix', CUTMIX),
         run('CutMix or Mixup', CUTMIX, MIXUP),
         Run('flowers, SMMix', smmix, options=FLOWERS, row='small ViT, Flowers, SMMix'),
     ]

@@ -20,13 +20,16 @@ def test_every_row_fits_its_config(tmp_path, monkeypatch):
     """The training reads the command line, and its model and hooks build."""
     (tmp_path / 'teacher.pth').touch()
     rows = runs(monkeypatch, '--reid-teacher', str(tmp_path / 'teacher.pth'), '--images', '70')
-    assert len({row.name for row in rows}) == len(rows) == 4 + 2 + 3 + 4 + 2 + 4
+    assert len({row.name for row in rows}) == len(rows) == 4 + 2 + 3 + 5 + 2 + 5
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
     for row in rows:
         args, _ = parser.parse_known_args(row.arguments(3, tmp_path))
         cfg = load_config(args.config, args.cfg_options, args.work_dir)
-        MODELS.build(cfg.model)
+        model = MODELS.build(cfg.model)
+        if row.name.endswith(', CutMix'):
+            (mixing,) = model.data_preprocessor.batch_augments.augments
+            assert type(mixing).__name__ == 'CutMix'
         for hook in cfg.get('custom_hooks') or []:
             HOOKS.build(hook)
         assert cfg.randomness.seed == 3
