@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -157,22 +158,48 @@ def test_the_model_index_lists_every_metafile():
     )
 
 
-def test_a_wheel_has_configs_tools_and_the_page(tmp_path):
-    source = tmp_path / 'source'
-    # A copy: building leaves files behind.
+def copy_sources(folder: Path) -> Path:
+    """A copy of what distributions are made of: building leaves files behind."""
     for name in ('vitdown', 'configs', 'tools'):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'model-index.yml'):
-        shutil.copy(ROOT / name, source)
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
+
+
+def wheel_files(project: Path, folder: Path) -> list[str]:
+    """Files in the wheel that pip builds of a folder or a source distribution."""
     subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', source, '--no-deps', '--no-build-isolation',
-         '--quiet', '--wheel-dir', tmp_path],
+        [sys.executable, '-m', 'pip', 'wheel', project, '--no-deps', '--no-build-isolation',
+         '--quiet', '--wheel-dir', folder],
         check=True,
     )  # fmt: skip
-    (wheel,) = tmp_path.glob('vitdown-*.whl')
-    names = zipfile.ZipFile(wheel).namelist()
+    (wheel,) = folder.glob('vitdown-*.whl')
+    return zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    source = copy_sources(tmp_path_factory.mktemp('source'))
+    return wheel_files(source, tmp_path_factory.mktemp('wheel'))
+
+
+def test_a_wheel_has_configs_tools_and_the_page(wheel):
     configs = [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/**/*.py')]
     wanted = [f'vitdown/.mim/{name}' for name in (*configs, 'tools/train.py', 'model-index.yml')]
     wanted += [f'vitdown/apis/search_page/{n}' for n in ('templates/page.html', 'static/page.css')]
-    assert not set(wanted) - set(names)
-    assert not [name for name in names if 'installer' in name or name.startswith('tests')]
+    assert not set(wanted) - set(wheel)
+    assert not [name for name in wheel if 'installer' in name or name.startswith('tests')]
+
+
+def test_a_source_distribution_is_as_good_as_the_checkout(wheel, tmp_path):
+    source = copy_sources(tmp_path)
+    build = 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])'
+    subprocess.run([sys.executable, '-c', build, 'dist'], cwd=source, check=True)
+    (sdist,) = source.glob('dist/vitdown-*.tar.gz')
+    with tarfile.open(sdist) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert names >= {'requirements.txt', 'model-index.yml', 'tools/installer/steps.py'}
+    assert not [name for name in names if '__pycache__' in name]
+    assert sorted(wheel_files(sdist, source / 'dist')) == sorted(wheel)
