@@ -1,16 +1,26 @@
 """The search page as a client that means no good sees it; tests/browser looks at it as a user."""
 
+import asyncio
+import base64
+import html
 import io
+import re
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
+import torch
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tools import serve
 from vitdown.apis import ReIDInferencer, open_gallery
 from vitdown.apis.search_page import PageSettings, create_app
+from vitdown.apis.search_page.images import RecentUploads
+from vitdown.engine.launch import load_config
 from vitdown.evaluation.index import GalleryIndex
 
 NAME = '0100_c2s1_000001_00.jpg'
@@ -51,6 +61,22 @@ def matches(text: str) -> list[str]:
     return [part.split('"')[0] for part in text.split('alt="')[1:]][1:]
 
 
+def scores(text: str) -> list[str]:
+    return re.findall(r'class="score">([^<]+)<', text)
+
+
+def query_size(text: str) -> tuple[int, int]:
+    """Width and height of the query as the page shows it."""
+    data = re.search(r'src="data:image/jpeg;base64,([^"]+)"', text)[1]
+    return Image.open(io.BytesIO(base64.b64decode(data))).size
+
+
+def png(image: Image.Image, **kwargs) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, 'PNG', **kwargs)
+    return stream.getvalue()
+
+
 def png_head(width: int, height: int) -> bytes:
     """A file that says it is a huge picture."""
     head = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
@@ -78,6 +104,38 @@ def test_conditions_narrow_the_search(page, photos):
     assert 'Nothing in the gallery' in nothing.text
 
 
+def test_a_page_of_matches_is_searched_on(page, photos):
+    fields = {'where camera': '2, 3', 'k': '3'}
+    text = page.post('/search', **upload((photos / NAME).read_bytes(), **fields)).text
+    assert len(matches(text)) == 3
+    # From a match, the conditions stay ...
+    link = html.unescape(re.search(r'href="(/search\?id=[^"]+)"', text)[1])
+    followed = page.get(link).text
+    assert matches(followed)[0] == matches(text)[0]
+    assert {name[6] for name in matches(followed)} <= {'2', '3'}
+    assert 'name="where camera" value="2, 3"' in followed
+    # ... and an upload is searched under others without being sent again.
+    kept = re.search(r'name="upload" value="([^"]+)"', text)[1]
+    again = page.get('/search', params={'upload': kept, 'where camera': '', 'k': '2'}).text
+    assert matches(again)[0] == NAME
+    assert len(matches(again)) == 2
+    # Mistakes leave the forms as they were.
+    wrong = page.get('/search', params={'upload': kept, **fields, 'k': '101'})
+    assert wrong.status_code == 400
+    assert f'name="upload" value="{kept}"' in wrong.text
+    torn = page.post('/search', **upload(b'no picture', **fields))
+    for answer in (wrong, torn):
+        assert 'name="where camera" value="2, 3"' in answer.text
+    gone = page.get('/search?upload=none')
+    assert (gone.status_code, 'upload it again' in gone.text) == (404, True)
+
+
+def test_old_uploads_make_room():
+    uploads = RecentUploads(max_bytes=5)
+    first, second, third = map(uploads.keep, (b'aa', b'bbb', b'c'))
+    assert [uploads.get(name) for name in (first, second, third)] == [None, b'bbb', b'c']
+
+
 def test_a_gallery_picture_is_a_query_too(page, photos):
     number = sorted(path.name for path in photos.iterdir()).index(NAME)
     assert matches(page.get(f'/search?id={number}').text)[0] == NAME
@@ -87,6 +145,27 @@ def test_pictures_come_small_and_encoded_anew(page):
     response = page.get('/image/3')
     assert response.headers['content-type'] == 'image/jpeg'
     assert Image.open(io.BytesIO(response.content)).size == (16, 32)
+
+
+def test_large_pictures_are_shown_small(reid, tmp_path):
+    Image.new('RGB', (1200, 600), 'green').save(tmp_path / 'large.jpg')
+    page = client(reid, reid.build_index(tmp_path))
+    assert Image.open(io.BytesIO(page.get('/image/0').content)).size == (512, 256)
+    assert query_size(page.get('/search?id=0').text) == (512, 256)
+
+
+def test_pictures_lie_as_their_camera_says(reid, page, photos, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.open(photos / NAME).transpose(Image.Transpose.ROTATE_90)
+    data = png(lying, exif=exif)
+    text = page.post('/search', **upload(data)).text
+    assert query_size(text) == (16, 32)
+    assert matches(text)[0] == NAME
+    (tmp_path / 'lying.png').write_bytes(data)
+    page = client(reid, reid.build_index(tmp_path))
+    assert Image.open(io.BytesIO(page.get('/image/0').content)).size == (16, 32)
+    assert query_size(page.get('/search?id=0').text) == (16, 32)
 
 
 def test_attention_over_query_and_matches(page, photos):
@@ -117,18 +196,31 @@ def test_uploads_that_are_refused(page, data, status, message):
     assert (response.status_code, message in response.text) == (status, True)
 
 
+def test_the_limit_of_pixels_is_that_of_the_settings(reid, gallery, photos):
+    data = (photos / NAME).read_bytes()
+    for pixels, status in [(16 * 32, 200), (16 * 32 - 1, 400)]:
+        page = client(reid, gallery, max_pixels=pixels)
+        assert page.post('/search', **upload(data)).status_code == status
+
+
 def test_a_huge_body_is_not_read_to_its_end(page):
-    sent = 0
+    sent, statuses = 0, []
 
-    def endless():
+    async def receive():
         nonlocal sent
-        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-        for _ in range(200):
-            sent += 1
-            yield bytes(1_000_000)
+        sent += 1
+        head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        part = bytes(1_000_000) if sent > 1 else head
+        return {'type': 'http.request', 'body': part, 'more_body': sent < 40}
 
-    headers = {'content-type': 'multipart/form-data; boundary=x'}
-    assert page.post('/search', content=endless(), headers=headers).status_code == 413
+    async def send(message):
+        statuses.append(message.get('status'))
+
+    # In chunks, so that nothing says how long it will be; TestClient would join them.
+    headers = {b'host': b'localhost', b'content-type': b'multipart/form-data; boundary=x'}
+    scope = {'type': 'http', 'method': 'POST', 'path': '/search', 'query_string': b''}
+    asyncio.run(page.app({**scope, 'headers': list(headers.items())}, receive, send))
+    assert (statuses[0], sent) == (413, 11)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +284,16 @@ def test_other_hosts_and_origins_are_refused(page, photos):
     assert evil.status_code == 403
     own = page.post('/search', headers={'origin': HOST}, **upload(data))
     assert own.status_code == 200
+    # Another port is another server, and sandboxed pages have no origin.
+    for origin, status in [
+        (f'{HOST}:8000', 303),
+        (f'{HOST}:9000', 403),
+        (HOST, 403),
+        ('null', 403),
+    ]:
+        headers = {'host': 'localhost:8000', 'origin': origin}
+        answer = page.post('/search', headers=headers, follow_redirects=False, **upload(data))
+        assert answer.status_code == status, origin
 
 
 def test_headers_keep_browsers_to_the_page(page):
@@ -209,15 +311,36 @@ def test_the_token_opens_the_page(reid, gallery):
     assert page.post('/login', data={'token': 'wrong'}).status_code == 401
     assert page.get('/image/0', headers={'authorization': 'Bearer secret'}).status_code == 200
     assert page.get('/image/0').status_code == 401
-    assert page.post('/login', data={'token': 'secret'}).status_code == 200
+    admitted = page.post('/login', data={'token': 'secret'}, follow_redirects=False)
+    cookie = admitted.headers['set-cookie'].lower().split('; ')
+    assert {'httponly', 'samesite=strict'} < set(cookie)
     assert 'secret' not in str(page.cookies)
-    assert page.get('/image/0').status_code == 200
+    for path in ('/', '/image/0', '/search?id=0'):
+        assert page.get(path, follow_redirects=False).status_code == 200
 
 
-def test_nothing_can_be_added_by_default(page, photos):
-    response = page.post('/add', **upload((photos / NAME).read_bytes()))
-    assert response.status_code == 404
+def test_tokens_of_any_letters(reid, gallery):
+    page = client(reid, gallery, token='schlüssel')
+    for given, status in [('schlüssel', 200), ('schlÜssel', 401), ('\udcfc', 401)]:
+        headers = {'authorization': f'Bearer {given}'.encode('utf-8', 'surrogateescape')}
+        assert page.get('/image/0', headers=headers).status_code == status
+    assert page.post('/login', data={'token': 'schlüssel'}).status_code == 200
+    # An environment variable need not be UTF-8.
+    page = client(reid, gallery, token='\udcfc')
+    assert page.get('/image/0').status_code == 401
+
+
+def test_nothing_can_be_added_by_default(page, gallery, photos):
+    response = page.post('/add', **upload((photos / NAME).read_bytes(), **{'column camera': '1'}))
+    assert (response.status_code, len(gallery)) == (404, 25)
     assert 'id="add"' not in page.get('/').text
+
+
+def test_adding_needs_the_token(reid, gallery, photos, tmp_path):
+    page = client(reid, gallery, upload_dir=tmp_path / 'added', token='secret')
+    response = page.post('/add', **upload((photos / NAME).read_bytes(), **{'column camera': '1'}))
+    assert (response.status_code, len(gallery)) == (401, 25)
+    assert not (tmp_path / 'added').exists()
 
 
 def test_adding_when_allowed(reid, photos, tmp_path):
@@ -226,12 +349,13 @@ def test_adding_when_allowed(reid, photos, tmp_path):
     page = client(
         reid, gallery, upload_dir=tmp_path / 'added', gallery_dir=tmp_path / 'gallery'
     )  # fmt: skip
-    stream = io.BytesIO()
-    Image.new('RGB', (16, 32), 'green').save(stream, 'PNG')
-    files = {'image': ('../../evil.sh', stream.getvalue(), 'image/png')}
-    for camera in ('', '9' * 30):
-        refused = page.post('/add', files=files, data={'column camera': camera})
+    files = {'image': ('../../evil.sh', png(Image.new('RGB', (16, 32), 'green')), 'image/png')}
+    for data, camera in [
+        (files['image'][1], ''), (files['image'][1], '9' * 30), (png_head(10000, 4001), '4'),
+    ]:  # fmt: skip
+        refused = page.post('/add', **upload(data, **{'column camera': camera}))
         assert (refused.status_code, len(gallery)) == (400, 25)
+    assert not (tmp_path / 'added').exists()
     response = page.post('/add', files=files, data={'column camera': '4'})
     assert response.status_code == 200
     (added,) = (tmp_path / 'added').iterdir()
@@ -239,6 +363,73 @@ def test_adding_when_allowed(reid, photos, tmp_path):
     assert matches(response.text)[0] == added.name
     saved = open_gallery(tmp_path / 'gallery')
     assert (len(saved), saved.metadata['camera'][-1]) == (26, 4)
+
+
+def test_what_can_not_be_saved_is_not_kept(reid, photos, tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError('no space left')
+
+    gallery = reid.build_index(photos)
+    monkeypatch.setattr(gallery, 'save', full)
+    page = client(reid, gallery, upload_dir=tmp_path / 'added', gallery_dir=tmp_path / 'gallery')
+    with pytest.raises(OSError, match='no space left'):
+        page.post('/add', **upload((photos / NAME).read_bytes()))
+    assert len(gallery) == 25
+    assert not list((tmp_path / 'added').iterdir())
+
+
+def test_models_that_embed_cameras(tiny_config, photos, tmp_path):
+    cfg = load_config(str(tiny_config), {'model.backbone.sie': dict(num_cameras=4)})
+    torch.manual_seed(0)
+    sie = ReIDInferencer(cfg, device='cpu')
+    torch.nn.init.normal_(sie.model.backbone.sie.embed, std=0.1)
+    cameras = [int(path.name[6]) - 1 for path in sorted(photos.iterdir())]
+    gallery = sie.build_index(photos, metadata={'camera': cameras})
+    page = client(sie, gallery, upload_dir=tmp_path)
+    data = (photos / NAME).read_bytes()
+    assert 'name="query camera" value="" min="0" max="3" required' in page.get('/').text
+    for camera in ('', '4', 'north'):
+        refused = page.post('/search', **upload(data, **{'query camera': camera}))
+        assert refused.status_code == 400
+        assert 'give the camera of the picture, 0 to 3' in refused.text
+    other, text = (
+        page.post('/search', **upload(data, **{'query camera': camera, 'attention': '1'})).text
+        for camera in '21'
+    )
+    assert matches(text)[0] == NAME
+    assert scores(text)[0] == '1.000'
+    assert scores(other) != scores(text)
+    # The gallery knows the cameras of its own.
+    number = sorted(path.name for path in photos.iterdir()).index(NAME)
+    assert scores(page.get(f'/search?id={number}&attention=1').text) == scores(text)
+    assert page.get('/image/1?attention=1').status_code == 200
+    refused = page.post('/add', **upload(data, **{'column camera': '9'}))
+    assert (refused.status_code, 'embeds the cameras 0 to 3, not 9' in refused.text) == (400, True)
+    assert page.post('/add', **upload(data, **{'column camera': '3'})).status_code == 200
+    bare = GalleryIndex(24, model=sie.fingerprint)
+    bare.add(np.eye(1, 24, dtype=np.float32), metadata={'path': ['a.jpg']})
+    with pytest.raises(ValueError, match="no column 'camera': embed its images again with"):
+        client(sie, bare)
+
+
+def test_addresses_of_ipv6(
+    reid, gallery, tmp_path, tiny_config, tiny_checkpoint, monkeypatch, capsys
+):
+    class Socket:
+        def getsockname(self):
+            return '::1', 7861
+
+    served = []
+    monkeypatch.setattr(uvicorn.Config, 'bind_socket', lambda config: Socket())
+    monkeypatch.setattr(uvicorn.Server, 'run', lambda server, sockets: served.append(server))
+    gallery.save(tmp_path / 'gallery')
+    command = ['serve.py', tiny_config, tiny_checkpoint, tmp_path / 'gallery', '--host', '::1']
+    monkeypatch.setattr(sys, 'argv', list(map(str, command)))
+    serve.main()
+    address = capsys.readouterr().out.split()[-1]
+    assert address == 'http://[::1]:7861'
+    page = TestClient(served[0].config.app, address)
+    assert page.get('/').status_code == 200
 
 
 def test_galleries_that_can_not_be_shown(reid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -283,15 +284,15 @@ class _Page:
         file = folder.resolve() / f'{uuid.uuid4().hex}{suffix}'
         with self.lock:
             feature = self.inferencer(pixels, metadata).features
-            write_atomically(data, file)
-            try:
-                columns = {'path': np.array([str(file)]), **metadata}
+            columns = {'path': np.array([str(file)]), **metadata}
+            with ExitStack() as undo:
+                write_atomically(data, file)
+                undo.callback(file.unlink)
                 number = int(self.gallery.add(feature, metadata=columns)[0])
+                undo.callback(self.gallery.remove, [number])
                 if isinstance(self.gallery, GalleryIndex) and self.settings.gallery_dir is not None:
                     self.gallery.save(self.settings.gallery_dir)
-            except BaseException:
-                file.unlink()
-                raise
+                undo.pop_all()
         return number
 
     def _gallery_picture(self, number: int) -> tuple[np.ndarray, Columns]:
