@@ -110,8 +110,8 @@ def new_rows(parts: Sequence[Embeddings], known: np.ndarray, on_duplicate: str) 
 
 def main() -> None:
     args = parse_args()
-    parts = {path: load_embeddings(path) for path in args.features}
-    models = {path: part.model for path, part in parts.items()}
+    parts = [load_embeddings(path) for path in args.features]
+    models = {path: part.model for path, part in zip(args.features, parts)}
     gallery, known = None, np.empty(0, str)
     if args.append or not parts:
         gallery = open_gallery(args.gallery)
@@ -120,12 +120,12 @@ def main() -> None:
         if 'path' in gallery.column_types and parts:
             known = gallery.metadata['path']
     model = check_models(models)
-    rows = new_rows(list(parts.values()), known, args.on_duplicate)
+    rows = new_rows(parts, known, args.on_duplicate)
     if gallery is None:
-        count, dim = sum(map(len, parts.values())), next(iter(parts.values())).features.shape[1]
+        count, dim = sum(map(len, parts)), parts[0].features.shape[1]
         factory = args.factory or recommend(count, dim).factory
         gallery = create_gallery(args.gallery, dim, factory, args.metric or 'cosine', model)
-    for part, new in zip(parts.values(), rows):
+    for part, new in zip(parts, rows):
         if new.any():
             columns = {name: column[new] for name, column in part.columns().items()}
             gallery.add(part.features[new], metadata=columns)
