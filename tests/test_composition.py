@@ -146,7 +146,7 @@ class Watch(Hook):
         self.levels[quantizer] = int(steps.sum(dim=1).max()) + 1
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.logs.append({name: float(value) for name, value in outputs.items()})
+        self.logs.append({name: torch.as_tensor(value).item() for name, value in outputs.items()})
         self.seen.append(self._last_images)
 
     def after_train(self, runner) -> None:
