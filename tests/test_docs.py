@@ -1,6 +1,10 @@
 """The documentation site, the command lines it describes, and what a wheel brings along."""
 
+import importlib
+import inspect
+import itertools
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -12,7 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import vitdown
 from tests.conftest import ROOT, run_tool
+from vitdown import registry
 from vitdown.engine.launch import load_config
 
 if sys.version_info >= (3, 11):
@@ -21,7 +27,7 @@ else:
     import tomli as tomllib
 
 PAGES = [
-    *sorted(ROOT.glob('*.md')), *sorted(ROOT.glob('docs/*.md')),
+    *sorted(ROOT.glob('*.md')), *sorted(ROOT.glob('docs/**/*.md')),
     *sorted(ROOT.glob('configs/*/README.md')), ROOT / 'benchmarks/README.md',
 ]  # fmt: skip
 
@@ -60,9 +66,41 @@ def test_the_site_loads_nothing_from_elsewhere(site):
 
 
 def test_the_reference_shows_docstrings(site):
-    text = (site / 'reference.html').read_text()
-    for name in ('ReIDInferencer', 'GalleryIndex.search', 'evaluate_ranking', 'VisionTransformer'):
+    text = (site / 'reference/inference.html').read_text()
+    for name in ('ReIDInferencer', 'GalleryIndex.search', 'export_openvino'):
         assert f'.{name}"' in text, name
+    assert 'Embed images with a re-ID model' in text
+
+
+def registered() -> list:
+    """Everything in vitdown's registries, but for what other tests add."""
+    registries = [r for r in vars(registry).values() if isinstance(r, registry.Registry)]
+    for one in registries:
+        one.import_from_location()
+    items = [item for one in registries for item in one.module_dict.values()]
+    return [item for item in items if item.__module__.startswith('vitdown.')]
+
+
+def exported() -> list:
+    """Classes and functions that packages of vitdown list in ``__all__``."""
+    names = [m.name for m in pkgutil.walk_packages(vitdown.__path__, 'vitdown.') if m.ispkg]
+    packages = [importlib.import_module(name) for name in names]
+    items = [getattr(p, name) for p in packages for name in getattr(p, '__all__', ())]
+    return [item for item in items if inspect.isclass(item) or inspect.isfunction(item)]
+
+
+@pytest.mark.parametrize('public', [registered, exported])
+def test_the_reference_has_all_that_is_public(site, public):
+    shown = set()
+    for page in site.glob('reference/*.html'):
+        shown |= set(re.findall(r' id="(vitdown\.[\w.]+)"', page.read_text()))
+    missing = []
+    for item in public():
+        # An object is shown by its own module or by a package above it.
+        modules = itertools.accumulate(item.__module__.split('.'), '{}.{}'.format)
+        if shown.isdisjoint(f'{module}.{item.__name__}' for module in modules):
+            missing.append(f'{item.__module__}.{item.__name__}')
+    assert not missing, 'add these to docs/reference'
 
 
 # All in one process: most of a tool's time goes into imports that they share.
