@@ -36,6 +36,8 @@ DCAL = dict(
     type='DCALHead', num_classes=6, in_channels=24, num_heads=3, feedforward_channels=48
 )  # fmt: skip
 FUSED = dict(VIT, token_fusion=dict(type='MCTF', r=2))
+TOME = dict(VIT, token_fusion=dict(type='ToMe', r=2))
+JPM = dict(type='JPMHead', num_classes=6, in_channels=24)
 # Backbones of classifiers
 CAIT = dict(VIT, type='CaiT')
 PVT = dict(
@@ -62,12 +64,14 @@ def build(backbone: dict, head: dict = BNNECK):
     ('backbone', 'head', 'size'),
     [
         (VIT, DCAL, (32, 16)),
+        (VIT, JPM, (32, 16)),
         (FUSED, BNNECK, (32, 16)),
+        (TOME, BNNECK, (32, 16)),
         (NVIT, BNNECK, (32, 16)),
         (STVIT, BNNECK, (64, 32)),
         (SWIN, dict(BNNECK, in_channels=64), (64, 32)),
     ],
-    ids=['dcal', 'mctf', 'nvit', 'stvit-deit', 'stvit-swin'],
+    ids=['dcal', 'jpm', 'mctf', 'tome', 'nvit', 'stvit-deit', 'stvit-swin'],
 )
 def test_every_family_is_exported(backbone, head, size, tmp_path):
     deployed = DeployModel(build(backbone, head))
