@@ -1,7 +1,12 @@
 """Inference throughput and latency of a config's model on random images, in one or more runtimes.
 
 python tools/analysis_tools/benchmark.py CONFIG --backends eager compile onnx
+
+Beside its speed stands how much a runtime's output differs from eager PyTorch's, as a share of the
+largest value. The exit code is 1 if one differs by more than --tolerance.
 """
+
+from __future__ import annotations
 
 import argparse
 import copy
@@ -10,15 +15,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from vitdown.engine.complexity import forward_of, input_size
 from vitdown.engine.launch import ConfigError, add_config_arguments, load_config, run_tool
 from vitdown.registry import MODELS
 
+if TYPE_CHECKING:
+    from vitdown.deployment import DeployModel
+
 BACKENDS = ('eager', 'compile', 'onnx')
+# Half precision keeps two to three digits, of which layers lose one.
+TOLERANCES = {'float32': 1e-3, 'float16': 1e-2, 'bfloat16': 5e-2}
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,21 +48,39 @@ def parse_args() -> argparse.Namespace:
         '--backends', nargs='+', choices=BACKENDS, default=['eager'],
         help='eager PyTorch, torch.compile, ONNX Runtime (on the CPU, float32); measured in turns',
     )  # fmt: skip
+    parser.add_argument(
+        '--tolerance', type=float,
+        help='largest difference of outputs (default: 1e-3, in float16 1e-2, in bfloat16 5e-2)',
+    )  # fmt: skip
     args = parser.parse_args()
+    if args.tolerance is None:
+        args.tolerance = TOLERANCES[args.dtype]
     if 'onnx' in args.backends and (args.device != 'cpu' or args.dtype != 'float32'):
         parser.error('onnx runs on the CPU in float32: add --device cpu --dtype float32')
     return args
 
 
-def onnx_forward(model: torch.nn.Module, size: tuple[int, int]) -> Callable[[Tensor], object]:
+def onnx_forward(model: DeployModel, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     """The model in ONNX Runtime, with as many threads as PyTorch has."""
-    from vitdown.deployment import DeployModel, export_onnx, onnx_session
+    from vitdown.deployment import export_onnx, onnx_session
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'model.onnx'
-        export_onnx(DeployModel(model), path, size)
+        export_onnx(model, path, size, tolerance=float('inf'))
         session = onnx_session(path, torch.get_num_threads())
-    return lambda images: session.run(None, {'images': images.numpy()})
+    return lambda images: torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
+
+
+def largest_difference(found: object, expected: object) -> float:
+    """Largest difference between outputs, as a share of the largest value expected.
+
+    Infinity if they differ in number or shape.
+    """
+    pairs = list(zip(tree_leaves(found), tree_leaves(expected), strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return float('inf')
+    scale = max(b.abs().max() for _, b in pairs)
+    return float(max((a - b).abs().max() for a, b in pairs) / scale)
 
 
 @torch.no_grad()
@@ -63,15 +93,24 @@ def main() -> None:
     if shape is None:
         raise ConfigError('The backbone does not say its input size; give --shape HEIGHT WIDTH')
     images = torch.rand(args.batch_size, 3, *shape, device=device, dtype=dtype)
-    forwards = {}
+    eager = forward_of(model)
+    # Each runtime, and what PyTorch gives for it
+    forwards: dict[str, tuple[Callable, Callable]] = {}
     if 'eager' in args.backends:
-        forwards['eager'] = forward_of(model)
+        forwards['eager'] = eager, eager
     if 'compile' in args.backends:
         compiled = copy.deepcopy(model)
         compiled.compile()
-        forwards['compile'] = forward_of(compiled)
+        forwards['compile'] = forward_of(compiled), eager
     if 'onnx' in args.backends:
-        forwards['onnx'] = onnx_forward(model, tuple(shape))
+        from vitdown.deployment import DeployModel
+
+        deployed = DeployModel(model)
+        forwards['onnx'] = onnx_forward(deployed, tuple(shape)), deployed
+    differences = {
+        name: largest_difference(forward(images), expected(images))
+        for name, (forward, expected) in forwards.items()
+    }
 
     def run(forward: Callable[[Tensor], object]) -> float:
         start = time.perf_counter()
@@ -83,7 +122,7 @@ def main() -> None:
     seconds = {name: [] for name in args.backends}
     for repeat in range(args.warmup + args.repeats):
         for name, times in seconds.items():
-            elapsed = run(forwards[name])
+            elapsed = run(forwards[name][0])
             if repeat >= args.warmup:
                 times.append(elapsed)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -93,7 +132,14 @@ def main() -> None:
         print(
             f'{name:<8} {args.batch_size / median:9.1f} images/s {median * 1e3:9.1f} ms a batch '
             f'{medians[args.backends[0]] / median:6.2f} x {args.backends[0]} '
-            f'(median of {args.repeats})'
+            f'differs by {differences[name]:.1e} (median of {args.repeats})'
+        )
+    wrong = [name for name, value in differences.items() if not value <= args.tolerance]
+    if wrong:
+        raise SystemExit(
+            f'{wrong[0]} differs from eager PyTorch by {differences[wrong[0]]:.1e} of the largest '
+            f'output, more than {args.tolerance:.1e}: it does not compute the same, so its speed '
+            'does not compare'
         )
 
 
