@@ -311,6 +311,8 @@ def test_the_token_opens_the_page(reid, gallery):
     assert page.post('/login', data={'token': 'wrong'}).status_code == 401
     assert page.get('/image/0', headers={'authorization': 'Bearer secret'}).status_code == 200
     assert page.get('/image/0').status_code == 401
+    forged = {'cookie': 'vitdown_session=secret'}
+    assert page.get('/image/0', headers=forged).status_code == 401
     admitted = page.post('/login', data={'token': 'secret'}, follow_redirects=False)
     cookie = admitted.headers['set-cookie'].lower().split('; ')
     assert {'httponly', 'samesite=strict'} < set(cookie)

@@ -140,6 +140,16 @@ def test_an_uploaded_query_finds_its_picture_first(browser, address, persons, tm
     assert found[0] == wanted.name
     assert browser.find_element(By.ID, 'query').size['width'] > 20
     keep_screenshot(browser, 'search_page')
+    # The same picture again, and on from a match: conditions stay.
+    submit(browser, 'again', where_camera=2, k=4)
+    assert browser.find_element(By.ID, 'query')
+    found = matches(browser)
+    assert found
+    browser.find_element(By.CSS_SELECTOR, '#matches li:last-child a').click()
+    assert matches(browser)[0] == found[-1]
+    assert all('_c2' in name for name in found + matches(browser))
+    field = browser.find_element(By.CSS_SELECTOR, 'form#again [name="where camera"]')
+    assert field.get_attribute('value') == '2'
 
 
 def test_a_picked_query_is_searched_again_under_a_condition(browser, address):
