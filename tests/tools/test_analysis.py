@@ -1,5 +1,6 @@
 """Analysis and conversion tools, run as a user runs them."""
 
+import json
 import re
 
 import torch
@@ -18,6 +19,19 @@ def test_get_flops_of_a_published_model():
     assert '2.930 G multiply-adds' in output
     larger = run_tool('tools/analysis_tools/get_flops.py', CONFIG, '--shape', '384', '128').stdout
     assert float(re.search(r'([\d.]+) G multiply-adds', larger)[1]) > 4
+
+
+def test_get_flops_of_low_bits(tiny_config, tmp_path):
+    config = tmp_path / 'quantized.py'
+    config.write_text(
+        f"_base_ = '{tiny_config}'\nmodel = dict(backbone=dict(quant_cfg=dict(type='OFQ')))\n"
+    )
+    tool, file = 'tools/analysis_tools/get_flops.py', tmp_path / 'report.json'
+    output = run_tool(tool, config, '--bits', '--json', file).stdout
+    content = json.loads(file.read_text())
+    assert re.search(r'^ +4 +4 .* backbone.layers.0.attn.qkv$', output, re.M)
+    macs = f'{content["total"]["macs"] / 1e9:.3f} G multiply-adds'
+    assert macs in output
 
 
 def test_print_config_shows_overrides():
