@@ -3,8 +3,8 @@
 python tools/deployment/export_quantized.py CONFIG CHECKPOINT packed.safetensors [--onnx FILE]
 
 The report compares the packed model in the int8 runtime with the model that was trained: size,
-latency, agreement of the outputs, on the images of the test set or on random ones. Its latency stands
-beside that of the same network without quantization.
+latency (that of the same network without quantization, too), agreement of the outputs, on the
+images of the test set or on random ones.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def full_precision(cfg: object) -> object:
     if isinstance(cfg, dict):
         return {key: full_precision(value) for key, value in cfg.items() if key != 'quant_cfg'}
     if isinstance(cfg, (list, tuple)):
-        return [full_precision(value) for value in cfg]
+        return type(cfg)(full_precision(value) for value in cfg)
     return cfg
 
 
