@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,8 @@ def _parse_range(name: str, text: str, dtype: np.dtype) -> Between:
     ends = [part.strip() for part in text.split('..', 1)]
     if not any(ends):
         raise ValueError(f'column {name!r}: the range {text!r} has no ends; leave out one at most')
-    low, high = (parse_value(end, name, dtype) if end else None for end in ends)
+    values: list[Any] = [parse_value(end, name, dtype) if end else None for end in ends]
+    low, high = values
     if low is not None and high is not None and low > high:
         raise ValueError(
             f'column {name!r}: the range {text!r} ends before it begins; the lower end comes first'

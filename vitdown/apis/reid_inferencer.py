@@ -101,7 +101,7 @@ class ReIDInferencer(BaseInferencer):
     def __call__(
         self,
         inputs: Inputs,
-        metadata: Mapping[str, Sequence] | None = None,
+        metadata: Mapping[str, Sequence | np.ndarray] | None = None,
         on_error: str = 'stop',
     ) -> Embeddings:
         """Embed images.
@@ -124,7 +124,7 @@ class ReIDInferencer(BaseInferencer):
         inputs: Inputs,
         factory: str = 'Flat',
         metric: str = 'cosine',
-        metadata: Mapping[str, Sequence] | None = None,
+        metadata: Mapping[str, Sequence | np.ndarray] | None = None,
         on_error: str = 'stop',
     ) -> GalleryIndex:
         """A gallery of images, each with its ``path`` and the metadata given.
@@ -148,7 +148,7 @@ class ReIDInferencer(BaseInferencer):
         gallery: Gallery,
         k: int = 10,
         where: Where | None = None,
-        metadata: Mapping[str, Sequence] | None = None,
+        metadata: Mapping[str, Sequence | np.ndarray] | None = None,
         on_error: str = 'stop',
     ) -> Rankings:
         """The k best matches of each query in a gallery.
@@ -177,8 +177,8 @@ class ReIDInferencer(BaseInferencer):
         query: ImageInput,
         images: Inputs,
         k: int | None = None,
-        metadata: Mapping[str, Sequence] | None = None,
-        query_metadata: Mapping[str, Sequence] | None = None,
+        metadata: Mapping[str, Sequence | np.ndarray] | None = None,
+        query_metadata: Mapping[str, Sequence | np.ndarray] | None = None,
     ) -> Rankings:
         """Order images by their likeness to a query, without an index.
 
@@ -230,7 +230,7 @@ class ReIDInferencer(BaseInferencer):
         self,
         inputs: Inputs,
         ratio: float | None = None,
-        metadata: Mapping[str, Sequence] | None = None,
+        metadata: Mapping[str, Sequence | np.ndarray] | None = None,
     ) -> Iterator[tuple[np.ndarray, AttentionMap]]:
         """Where the model looks: for each image, what it saw of it (RGB) and its attention.
 
@@ -299,7 +299,7 @@ class ReIDInferencer(BaseInferencer):
     def _embed(
         self,
         samples: list[Sample],
-        metadata: Mapping[str, Sequence] | None = None,
+        metadata: Mapping[str, Sequence | np.ndarray] | None = None,
         on_error: str = 'stop',
     ) -> Embeddings:
         if on_error not in ('stop', 'skip'):

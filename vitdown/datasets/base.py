@@ -186,7 +186,7 @@ class ReIDDataset(BaseDataset):
     def get_cat_ids(self, idx: int) -> list[int]:
         """Label of a training sample, else its identity, for mmengine's class-balanced wrapper."""
         info = self.annotation(idx)
-        return [info.get('gt_label', info['identity'])]
+        return [info['gt_label' if 'gt_label' in info else 'identity']]
 
     def prepare_data(self, idx: int) -> Any:
         """Run the pipeline.

@@ -4,7 +4,8 @@ import csv
 import os
 import os.path as osp
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from vitdown.registry import DATASETS
 
@@ -81,7 +82,7 @@ class CSVReIDDataset(ReIDDataset):
         data_root: str = '',
         columns: Mapping[str, str] | None = None,
         delimiter: str = ',',
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         unknown = set(columns or ()) - set(_DEFAULT_COLUMNS)
         if unknown:
@@ -164,7 +165,7 @@ class CSVReIDDataset(ReIDDataset):
 
     def _to_samples(self, rows: Sequence[tuple[str, dict[str, str]]]) -> list[Sample]:
         folder = self.data_root or osp.dirname(self.ann_file)
-        samples = [
+        samples: list[Sample] = [
             {'img_path': osp.join(folder, cells['image']), 'subset': cells['subset']}
             for _, cells in rows
         ]
@@ -206,7 +207,7 @@ class FolderReIDDataset(ReIDDataset):
     gallery/<identity>/<image>"""
 
     def __init__(
-        self, data_root: str, subset: str, camera_pattern: str | None = None, **kwargs
+        self, data_root: str, subset: str, camera_pattern: str | None = None, **kwargs: Any
     ) -> None:
         if camera_pattern is not None and re.compile(camera_pattern).groups != 1:
             raise ValueError(
@@ -228,7 +229,7 @@ class FolderReIDDataset(ReIDDataset):
                     sample['camera_id'] = cameras[self._camera_name(path)]
                 yield sample
 
-    def _number(self, key: str, collect) -> dict[str, int]:
+    def _number(self, key: str, collect: Callable[[], set[str]]) -> dict[str, int]:
         found = sorted(collect())
         numbers, names = enumerate_names(found)
         if names is not None:
@@ -251,6 +252,7 @@ class FolderReIDDataset(ReIDDataset):
         return [folder for folder in folders if osp.isdir(folder)]
 
     def _camera_name(self, path: str) -> str:
+        assert self.camera_pattern is not None
         match = re.search(self.camera_pattern, osp.basename(path))
         if match is None:
             raise ValueError(

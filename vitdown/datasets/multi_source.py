@@ -1,6 +1,7 @@
 """Training on several datasets at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from vitdown.registry import DATASETS
 
@@ -23,7 +24,7 @@ class MultiSourceReID(ReIDDataset):
 
     parts = {'train': ('train',)}
 
-    def __init__(self, datasets: Sequence[Mapping], pipeline: Sequence = (), **kwargs) -> None:
+    def __init__(self, datasets: Sequence[Mapping], pipeline: Sequence = (), **kwargs: Any) -> None:
         if not datasets:
             raise ValueError('MultiSourceReID: datasets is empty.')
         for index, config in enumerate(datasets):

@@ -1,6 +1,7 @@
 """Small datasets that come packed in one ``.npz`` file."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class PackedReIDDataset(ReIDDataset):
     file_pattern: str
     keys: tuple[str, ...]
 
-    def __init__(self, data_root: str, subset: str, **kwargs) -> None:
+    def __init__(self, data_root: str, subset: str, **kwargs: Any) -> None:
         self.layout = f'    {self.file_pattern} (arrays: {", ".join(self.keys)})'
         super().__init__(data_root, subset, **kwargs)
 
@@ -135,7 +136,7 @@ class Nyala(PackedReIDDataset):
     keys = ('jpeg', 'offsets', 'identity', 'sighting', 'view', 'split', 'names')
     _flanks = {'left': 0, 'right': 1}
 
-    def __init__(self, data_root: str, subset: str, view: str | None = None, **kwargs) -> None:
+    def __init__(self, data_root: str, subset: str, view: str | None = None, **kwargs: Any) -> None:
         if view is not None and view not in self._flanks:
             raise ValueError(f"Nyala: view must be 'left', 'right' or None, got {view!r}.")
         self.view = view
@@ -144,7 +145,7 @@ class Nyala(PackedReIDDataset):
         super().__init__(data_root, subset, **kwargs)
 
     def scan(self, part: str) -> Iterator[Sample]:
-        wanted = self._flanks.get(self.view)
+        wanted = None if self.view is None else self._flanks[self.view]
         for sample in super().scan(part):
             if wanted is None or sample['view_id'] == wanted:
                 yield sample

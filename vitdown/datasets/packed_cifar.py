@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mmpretrain.datasets import BaseDataset
@@ -35,7 +36,7 @@ class PackedCIFAR(BaseDataset):
     """
 
     def __init__(
-        self, data_root: str, split: str = 'train', pipeline: Sequence = (), **kwargs
+        self, data_root: str, split: str = 'train', pipeline: Sequence = (), **kwargs: Any
     ) -> None:
         if split not in ('train', 'test'):
             raise ValueError(f"PackedCIFAR: split must be 'train' or 'test', got {split!r}.")

@@ -1,6 +1,7 @@
 """Oxford Flowers 17, packed in one ``.npz`` file."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mmpretrain.datasets import BaseDataset
@@ -33,7 +34,7 @@ class Flowers17(BaseDataset):
     """
 
     def __init__(
-        self, data_root: str, split: str = 'train', pipeline: Sequence = (), **kwargs
+        self, data_root: str, split: str = 'train', pipeline: Sequence = (), **kwargs: Any
     ) -> None:
         if split not in _SPLITS:
             raise ValueError(f"Flowers17: split must be 'train' or 'test', got {split!r}.")

@@ -2,6 +2,7 @@
 
 import os.path as osp
 from collections.abc import Iterator
+from typing import Any
 
 from vitdown.registry import DATASETS
 
@@ -80,7 +81,7 @@ class CUHK03NP(FileNameReIDDataset):
         'labeled': {'train': (767, 7368, 2), 'query': (700, 1400, 2), 'gallery': (700, 5328, 2)},
     }
 
-    def __init__(self, data_root: str, subset: str, boxes: str = 'detected', **kwargs) -> None:
+    def __init__(self, data_root: str, subset: str, boxes: str = 'detected', **kwargs: Any) -> None:
         if boxes not in self._published:
             raise ValueError(f"CUHK03NP: boxes must be 'detected' or 'labeled', got {boxes!r}.")
         self.boxes = boxes
@@ -123,7 +124,7 @@ class MSMT17(ReIDDataset):
         'gallery': ('list_gallery.txt',),
     }
 
-    def __init__(self, data_root: str, subset: str, version: str = 'v1', **kwargs) -> None:
+    def __init__(self, data_root: str, subset: str, version: str = 'v1', **kwargs: Any) -> None:
         if version not in self._folders:
             raise ValueError(f"MSMT17: version must be 'v1' or 'v2', got {version!r}.")
         self.version = version

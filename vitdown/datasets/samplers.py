@@ -180,13 +180,13 @@ def _identities_per_batch(
         raise ValueError(f'IdentitySampler: num_instances must be positive, got {num_instances}.')
     if (num_identities is None) == (batch_size is None):
         raise ValueError('IdentitySampler: give either num_identities or batch_size.')
-    if num_identities is None:
+    if batch_size is not None:
         if batch_size < 1 or batch_size % num_instances:
             raise ValueError(
                 f'IdentitySampler: batch_size {batch_size} is not a multiple of num_instances '
                 f'{num_instances}.'
             )
         num_identities = batch_size // num_instances
-    if num_identities < 1:
+    if num_identities is None or num_identities < 1:
         raise ValueError(f'IdentitySampler: num_identities must be positive, got {num_identities}.')
     return num_identities

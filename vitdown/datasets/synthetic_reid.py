@@ -2,6 +2,7 @@
 
 import os.path as osp
 from collections.abc import Iterator
+from typing import Any
 
 from vitdown.registry import DATASETS
 
@@ -29,7 +30,9 @@ class SyntheticReID(FileNameReIDDataset):
 
     layout = 'nothing: the images are drawn on first use'
 
-    def __init__(self, data_root: str, subset: str, settings: dict | None = None, **kwargs) -> None:
+    def __init__(
+        self, data_root: str, subset: str, settings: dict | None = None, **kwargs: Any
+    ) -> None:
         self.settings = SyntheticSettings(**(settings or {}))
         self.num_cameras = self.settings.num_cameras
         super().__init__(osp.join(data_root, self.settings.name), subset, **kwargs)

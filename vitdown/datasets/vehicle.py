@@ -3,6 +3,7 @@
 import os.path as osp
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class VeRi776(FileNameReIDDataset):
     num_cameras = 20
 
     def __init__(
-        self, data_root: str, subset: str, view_files: str | Sequence[str] = (), **kwargs
+        self, data_root: str, subset: str, view_files: str | Sequence[str] = (), **kwargs: Any
     ) -> None:
         self.view_files = [view_files] if isinstance(view_files, str) else list(view_files)
         super().__init__(data_root, subset, **kwargs)
@@ -79,7 +80,7 @@ class VehicleID(ReIDDataset):
     _test_sizes = (800, 1600, 2400, 3200, 6000, 13164)
 
     def __init__(
-        self, data_root: str, subset: str, test_size: int = 800, split_seed: int = 0, **kwargs
+        self, data_root: str, subset: str, test_size: int = 800, split_seed: int = 0, **kwargs: Any
     ) -> None:
         if test_size not in self._test_sizes:
             raise ValueError(
@@ -104,8 +105,8 @@ class VehicleID(ReIDDataset):
         list_path = self.path_to('train_test_split', f'{list_name}.txt')
         folder = self.path_to('image')
         images = defaultdict(list)
-        for name, identity, *_ in read_table(list_path, min_fields=2):
-            images[to_int(identity, f'vehicle of {name}', list_path)].append(_with_suffix(name))
+        for name, number, *_ in read_table(list_path, min_fields=2):
+            images[to_int(number, f'vehicle of {name}', list_path)].append(_with_suffix(name))
 
         rng = np.random.default_rng(self.split_seed)
         for identity in sorted(images):
@@ -134,7 +135,9 @@ class VERIWild(ReIDDataset):
     _num_vehicles = {'small': 3000, 'medium': 5000, 'large': 10000}
     _gallery_images = {'small': 38861, 'medium': 64389, 'large': 128517}
 
-    def __init__(self, data_root: str, subset: str, test_size: str = 'small', **kwargs) -> None:
+    def __init__(
+        self, data_root: str, subset: str, test_size: str = 'small', **kwargs: Any
+    ) -> None:
         if test_size not in self._num_vehicles:
             raise ValueError(
                 f'VERIWild: test_size must be one of {list(self._num_vehicles)}, got {test_size!r}.'

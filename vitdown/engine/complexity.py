@@ -63,7 +63,8 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], object]:
 @contextmanager
 def _own_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[Counter]:
     """Operations of each module of a model without those of the modules that it calls."""
-    own, stack, seen = Counter(), [''], 0
+    own: Counter[str] = Counter()
+    stack, seen = [''], 0
 
     def account() -> None:
         nonlocal seen
@@ -71,11 +72,11 @@ def _own_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[Counter]:
         own[stack[-1]] += total - seen
         seen = total
 
-    def enter(name: str, *_) -> None:
+    def enter(name: str, *_: object) -> None:
         account()
         stack.append(name)
 
-    def leave(*_) -> None:
+    def leave(*_: object) -> None:
         account()
         stack.pop()
 

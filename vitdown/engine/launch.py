@@ -8,9 +8,10 @@ import os
 import re
 import sys
 import traceback
-from argparse import ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
@@ -29,7 +30,13 @@ class ConfigError(ValueError):
 class _OverrideAction(DictAction):
     """MMEngine's KEY=VALUE arguments, with an error for what is none, and with dicts."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         wrong = [value for value in values if '=' not in value]
         if wrong:
             parser.error(f'{option_string} takes KEY=VALUE, got {wrong[0]!r}')
@@ -58,7 +65,7 @@ def _parse_dicts(text: str) -> object:
             named = all(keyword.arg for keyword in node.keywords)
             if getattr(node.func, 'id', None) != 'dict' or node.args or not named:
                 return node
-            keys = [ast.Constant(keyword.arg) for keyword in node.keywords]
+            keys: list[ast.expr | None] = [ast.Constant(keyword.arg) for keyword in node.keywords]
             return ast.Dict(keys, [keyword.value for keyword in node.keywords])
 
     try:
@@ -153,7 +160,7 @@ def _check_option(cfg: Config, key: str) -> None:
         done += f'.{part}'
 
 
-def _hint(key: str, choices) -> str:
+def _hint(key: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(choices), n=1)
     return f'; did you mean {close[0]!r}?' if close else f' (it has {", ".join(sorted(choices))})'
 

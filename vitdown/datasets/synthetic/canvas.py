@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw
 
@@ -13,11 +13,16 @@ Point = tuple[float, float]
 MARKS = ('disc', 'square', 'diamond', 'triangle', 'star', 'cross', 'ring', 'chevron')
 
 
+def _colour(values: Iterable[float]) -> Colour:
+    red, green, blue = map(round, values)
+    return red, green, blue
+
+
 def shade(colour: Colour, factor: float) -> Colour:
     """Darken (``factor < 1``) or lighten (``factor > 1``) a colour."""
     if factor <= 1:
-        return tuple(round(value * factor) for value in colour)
-    return tuple(round(255 - (255 - value) / factor) for value in colour)
+        return _colour(value * factor for value in colour)
+    return _colour(255 - (255 - value) / factor for value in colour)
 
 
 class Canvas:

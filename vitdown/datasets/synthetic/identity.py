@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Part:
 class Identity:
     """Coarse appearance (attribute to colour or name) and parts (slot to part or None)."""
 
-    coarse: Mapping[str, Colour | str | float]
+    coarse: Mapping[str, Any]
     parts: Mapping[str, Part | None]
 
     def part_distance(self, other: Identity) -> int:

@@ -62,14 +62,14 @@ def invent_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
     for index in range(count):
         hue = phase + 2 * math.pi * index / count
         cast = rng.uniform(0.08, 0.15)
-        gain = tuple(1 + cast * math.cos(hue + k * 2 * math.pi / 3) for k in range(3))
+        red, green, blue = (1 + cast * math.cos(hue + k * 2 * math.pi / 3) for k in range(3))
         cameras.append(
             Camera(
                 place=_PLACES[index % len(_PLACES)],
                 wall=_muted(rng, 90, 200),
                 floor=_muted(rng, 80, 170),
                 horizon=float(rng.uniform(0.45, 0.7)),
-                gain=gain,
+                gain=(red, green, blue),
                 gamma=float(math.exp(rng.uniform(-0.3, 0.3))),
                 contrast=float(rng.uniform(0.72, 1.15)),
                 light=float(rng.uniform(0, 2 * math.pi)),
@@ -125,7 +125,8 @@ def render_distractor(
 
 def _muted(rng: np.random.Generator, low: float, high: float) -> Colour:
     grey = rng.uniform(low, high)
-    return tuple(int(value) for value in np.clip(grey + rng.uniform(-28, 28, 3), 0, 255))
+    red, green, blue = np.clip(grey + rng.uniform(-28, 28, 3), 0, 255).astype(int).tolist()
+    return red, green, blue
 
 
 def _figure_scale(kind: str, image_size: tuple[int, int]) -> float:
@@ -144,22 +145,22 @@ def _background(rng: np.random.Generator, camera: Camera, image_size: tuple[int,
     dark, light = shade(camera.wall, 0.75), shade(camera.wall, 1.4)
     canvas.rectangle(0, horizon, wide, 100, camera.floor)
     if camera.place == 'street':
-        for x in np.arange(-shift, wide, 40):
+        for x in np.arange(-shift, wide, 40).tolist():
             canvas.rectangle(x, 8, x + 14, horizon - 18, dark)
             canvas.rectangle(x + 20, 8, x + 34, horizon - 18, light)
         canvas.rectangle(0, horizon - 2, wide, horizon + 2, shade(camera.floor, 1.6))
     elif camera.place == 'park':
-        for x in np.arange(-shift, wide + 20, 26):
+        for x in np.arange(-shift, wide + 20, 26).tolist():
             canvas.line([(x, horizon), (x, horizon - 26)], 4, (92, 72, 54))
             canvas.ellipse(x, horizon - 34, 13, 17, (72, 112 + int(shift), 62))
     elif camera.place == 'hall':
-        for x in np.arange(-shift, wide + 20, 20):
+        for x in np.arange(-shift, wide + 20, 20).tolist():
             canvas.line([(x, 0), (x, horizon)], 1.2, dark)
             canvas.line([(x, horizon), (x * 2 - wide / 2, 100)], 1.0, shade(camera.floor, 0.7))
-        for y in np.arange(shift / 2 - 20, horizon, 20):
+        for y in np.arange(shift / 2 - 20, horizon, 20).tolist():
             canvas.line([(0, y), (wide, y)], 1.2, dark)
     else:
-        for x in np.arange(-shift, wide, 9):
+        for x in np.arange(-shift, wide, 9).tolist():
             canvas.rectangle(x, 12, x + 4.5, horizon, light)
         canvas.rectangle(0, 24, wide, 28, dark)
         canvas.rectangle(0, horizon - 14, wide, horizon - 10, dark)
@@ -225,7 +226,7 @@ def _occlude(rng: np.random.Generator, picture: Canvas) -> None:
     elif what == 1:
         y = rng.uniform(45, 92)
         picture.rectangle(0, y, wide, y + 5, colour)
-        for x in np.arange(0, wide, wide / 5):
+        for x in np.arange(0, wide, wide / 5).tolist():
             picture.rectangle(x, y, x + wide / 10, y + 5, shade(colour, 1.8))
     elif what == 2:
         x, radius = rng.uniform(0, 1) * wide, 0.13 * wide

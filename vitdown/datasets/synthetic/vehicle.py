@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from .canvas import MARKS, Canvas, Colour, Point, shade
-from .identity import Identity, Slot
+from .identity import Identity, Part, Slot
 
 WIDTH, HEIGHT = 96.0, 96.0
 
@@ -130,7 +130,7 @@ def draw(rng: np.random.Generator, identity: Identity, scale: float) -> Canvas:
     return canvas
 
 
-def _wheel(canvas: Canvas, x: float, part, tyre: Colour, body: Colour, turn: float) -> None:
+def _wheel(canvas: Canvas, x: float, part: Part, tyre: Colour, body: Colour, turn: float) -> None:
     y = 71.0
     canvas.ellipse(x, y, 11.6, 11.6, shade(body, 0.4))
     canvas.ellipse(x, y, 10.2, 10.2, tyre)
@@ -150,7 +150,7 @@ def _wheel(canvas: Canvas, x: float, part, tyre: Colour, body: Colour, turn: flo
     canvas.ellipse(x, y, 1.3, 1.3, (200, 200, 204))
 
 
-def _roof(canvas: Canvas, part, roof: tuple[float, float, float]) -> None:
+def _roof(canvas: Canvas, part: Part | None, roof: tuple[float, float, float]) -> None:
     if part is None:
         return
     left, right, y = roof
@@ -172,7 +172,9 @@ def _roof(canvas: Canvas, part, roof: tuple[float, float, float]) -> None:
         canvas.ellipse(left - 3, y - 10, 2.0, 2.0, part.colour)
 
 
-def _window(canvas: Canvas, part, name: str, outline: list[Point], glass: Colour) -> None:
+def _window(
+    canvas: Canvas, part: Part | None, name: str, outline: list[Point], glass: Colour
+) -> None:
     bottom = max(y for _, y in outline)
     if part is None or part.side != name:
         return
@@ -189,7 +191,7 @@ def _lights(canvas: Canvas) -> None:
     canvas.rectangle(4, 50, 7.5, 57, (176, 30, 30))
 
 
-def _stripe(canvas: Canvas, part) -> None:
+def _stripe(canvas: Canvas, part: Part | None) -> None:
     if part is None:
         return
     if part.style == 'sill':
@@ -209,12 +211,12 @@ def _stripe(canvas: Canvas, part) -> None:
         canvas.line(points, 2.2, part.colour)
 
 
-def _door(canvas: Canvas, part, body: Colour) -> None:
+def _door(canvas: Canvas, part: Part | None, body: Colour) -> None:
     if part is not None:
         canvas.mark(part.style, _DOORS[part.side], 54.5, 5.2, part.colour, body)
 
 
-def _panel(canvas: Canvas, part) -> None:
+def _panel(canvas: Canvas, part: Part | None) -> None:
     """A plate with a code of bars that reads the same way on both sides."""
     if part is None:
         return
@@ -227,7 +229,7 @@ def _panel(canvas: Canvas, part) -> None:
             canvas.rectangle(x + i * 2.3, y, x + i * 2.3 + 1.8, y + 6.4, part.colour)
 
 
-def _bumpers(canvas: Canvas, part) -> None:
+def _bumpers(canvas: Canvas, part: Part | None) -> None:
     if part is None:
         return
     for side in _FRONT_REAR if part.side == 'both' else (part.side,):
@@ -235,7 +237,7 @@ def _bumpers(canvas: Canvas, part) -> None:
         canvas.rectangle(left, 62 if part.style == 'block' else 67, right, 71.5, part.colour)
 
 
-def _bonnet(canvas: Canvas, part) -> None:
+def _bonnet(canvas: Canvas, part: Part | None) -> None:
     if part is None:
         return
     if part.style == 'scoop':
@@ -247,7 +249,7 @@ def _bonnet(canvas: Canvas, part) -> None:
         canvas.polygon([(68, 46), (84, 49.2), (83, 54), (68, 52)], part.colour)
 
 
-def _trim(canvas: Canvas, part, plain: Colour) -> None:
+def _trim(canvas: Canvas, part: Part | None, plain: Colour) -> None:
     mirror = part.colour if part is not None and part.style == 'mirror' else plain
     handle = part.colour if part is not None and part.style == 'handles' else plain
     canvas.ellipse(67, 44.5, 3.0, 2.4, mirror)

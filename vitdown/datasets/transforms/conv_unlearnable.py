@@ -1,6 +1,7 @@
 """Class-wise keyed convolution as pipeline transforms."""
 
 import operator
+from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -154,7 +155,7 @@ def _name(results: dict) -> str:
     return str(results.get('img_path') or f'sample {results.get("sample_idx", "without a name")}')
 
 
-def _integer(value) -> int | None:
+def _integer(value: Any) -> int | None:
     """A Python, NumPy or PyTorch integer as an int; None for anything else."""
     try:
         return operator.index(value)

@@ -40,7 +40,8 @@ def correlate(img: np.ndarray, filt: np.ndarray) -> np.ndarray:
     size = filt.shape[0]
     if filt.shape != (size, size) or size % 2 == 0:
         raise ValueError(f'A filter must be (k, k) with odd k, got shape {filt.shape}.')
-    height, width, channels = *img.shape[:2], int(np.prod(img.shape[2:]))
+    height, width = img.shape[:2]
+    channels = int(np.prod(img.shape[2:]))
     cells = np.rint(filt.astype(np.float32).astype(np.float64) * _FIXED_POINT)
     # Rows share their padding, so a shift of the filter is a shift of the flattened image.
     margin, row = size // 2, (width + size // 2) * channels

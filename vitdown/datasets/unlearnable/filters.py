@@ -6,6 +6,7 @@ global generator is not touched.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def _check(num_classes: int, kernel_size: int, blur_parameter: float | None) -> 
 
 
 def draw_filter(
-    random: np.random.RandomState,
+    random: np.random.RandomState | ModuleType,
     kernel_size: int,
     blur_parameter: float | None,
     center: float | None = 1.0,

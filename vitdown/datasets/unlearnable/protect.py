@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,7 +33,7 @@ TABLE = 'train.csv'
 # What is written so far, while the manifest is not complete
 _JOURNAL = 'conv_unlearnable.jsonl'
 _VERSION = 2
-_SAVE = {
+_SAVE: dict[str, dict[str, Any]] = {
     'png': dict(format='PNG', compress_level=6),
     'webp': dict(format='WEBP', lossless=True),
     'bmp': dict(format='BMP'),
@@ -192,7 +193,7 @@ def verify(
     key: Key,
     workers: int = 1,
     progress: bool = True,
-    **expected,
+    **expected: Any,
 ) -> Check:
     """Compute every protected image again and compare it with the file; look for other files.
 
@@ -407,7 +408,7 @@ def _digest(images: Sequence[SourceImage]) -> str:
 
 def _pixel_digest(pixels: np.ndarray) -> str:
     digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 

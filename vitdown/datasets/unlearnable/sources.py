@@ -1,8 +1,11 @@
 """Where images to protect come from: folders of classes, or any of the datasets."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from mmpretrain.datasets import BaseDataset
 
 from vitdown.registry import DATASETS
@@ -52,7 +55,9 @@ def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], l
     return images, others
 
 
-def dataset_images(dataset_type: str, source: str | os.PathLike, **options) -> list[SourceImage]:
+def dataset_images(
+    dataset_type: str, source: str | os.PathLike, **options: Any
+) -> list[SourceImage]:
     """Training images of a dataset for re-ID or classification.
 
     In re-ID, identities are the classes, in sorted order. Images of a classification set that have
@@ -119,12 +124,12 @@ def _name(path: str, root: str) -> str:
         return Path(*parts).as_posix()
 
 
-def _file_reader(path: str):
+def _file_reader(path: str) -> Callable[[], np.ndarray]:
     return lambda: decode_image(read_bytes(path), path)
 
 
-def _sample_reader(dataset, index: int, path: str):
-    def read():
+def _sample_reader(dataset: BaseDataset, index: int, path: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
         sample = dataset.get_data_info(index)
         if 'img' in sample:
             return to_bgr_uint8(sample['img'], path)

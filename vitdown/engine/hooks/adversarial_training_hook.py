@@ -1,6 +1,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -116,7 +117,9 @@ class PGDTrainingHook(AttackHook):
             )
         if alpha is not None and not 0 < alpha < math.inf:
             raise ValueError(f'alpha must be positive, got {alpha}.')
-        self.options = dict(eps=eps, norm=norm, steps=steps, alpha=alpha, random_start=random_start)
+        self.options: dict[str, Any] = dict(
+            eps=eps, norm=norm, steps=steps, alpha=alpha, random_start=random_start
+        )
 
     def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
         with _evaluating(model):
@@ -150,7 +153,7 @@ class DeconvolutionTrainingHook(AttackHook):
             )
         if not 0 < eta < math.inf:
             raise ValueError(f'eta must be positive, got {eta}.')
-        self.options = dict(kernel_size=kernel_size, steps=steps, eta=eta)
+        self.options: dict[str, Any] = dict(kernel_size=kernel_size, steps=steps, eta=eta)
 
     def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
         if any('gt_label' not in sample or 'gt_score' in sample for sample in data_samples):

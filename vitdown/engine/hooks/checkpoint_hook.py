@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
@@ -25,7 +26,7 @@ class _DeferredRemoval:
         self._backend = backend
         self._doomed: list[str] = []
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def remove(self, filepath: str) -> None:
@@ -56,7 +57,11 @@ class SafeCheckpointHook(CheckpointHook):
         **kwargs: Arguments of MMEngine's hook, except ``backend_args``.
     """
 
-    def __init__(self, *args, skip_mismatched: tuple[str, ...] | list[str] = (), **kwargs) -> None:
+    file_backend: Any
+
+    def __init__(
+        self, *args: Any, skip_mismatched: tuple[str, ...] | list[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, backend_args=dict(backend='atomic_local'), **kwargs)
         self.skip_mismatched = skip_mismatched
 
@@ -68,7 +73,7 @@ class SafeCheckpointHook(CheckpointHook):
                 path.unlink()
         self.file_backend = _DeferredRemoval(self.file_backend)
 
-    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         super().after_train_iter(runner, *args, **kwargs)
         self._remove_outdated()
 

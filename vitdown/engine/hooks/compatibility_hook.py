@@ -54,7 +54,7 @@ class CompatibilityHook(Hook):
 
     @staticmethod
     def _compare(
-        runner: Runner, what: str, in_data: int | None, module, attribute: str, field: str
+        runner: Runner, what: str, in_data: int | None, module: object, attribute: str, field: str
     ) -> None:
         in_model = getattr(module, attribute, None)
         if in_data is None or in_model is None or in_data == in_model:

@@ -1,5 +1,6 @@
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -183,7 +184,7 @@ class NKDHook(DistillationHook):
         temperature: float = 1.0,
         gamma: float = 1.5,
         loss_weight: float = 1.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         loss = dict(type='NKDLoss', temperature=temperature, gamma=gamma, loss_weight=loss_weight)
         super().__init__(dict(loss_nkd=loss), teacher, teacher_checkpoint, **kwargs)
@@ -209,7 +210,7 @@ class KDHook(DistillationHook):
         teacher_checkpoint: str | None = None,
         temperature: float = 4.0,
         alpha: float = 0.5,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         loss = dict(type='KDLoss', temperature=temperature, alpha=alpha)
         super().__init__(dict(loss_kd=loss), teacher, teacher_checkpoint, **kwargs)
@@ -236,7 +237,7 @@ class DKDHook(DistillationHook):
         temperature: float = 4.0,
         alpha: float = 1.0,
         beta: float = 6.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         loss = dict(type='DKDLoss', temperature=temperature, alpha=alpha, beta=beta)
         super().__init__(dict(loss_dkd=loss), teacher, teacher_checkpoint, **kwargs)
@@ -265,7 +266,7 @@ class ViTKDHook(DistillationHook):
         alpha: float = 3e-5,
         beta: float = 3e-6,
         mask_ratio: float = 0.5,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         loss = dict(
             type='ViTKDLoss',
@@ -306,7 +307,7 @@ class USKDHook(DistillationHook):
         mu: float = 0.005,
         rank_mode: str = 'log_prob',
         exclude_zero_targets: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         loss = dict(
             type='USKDLoss',

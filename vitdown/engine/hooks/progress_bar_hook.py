@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -44,7 +45,7 @@ class ProgressBarHook(Hook):
         self._step = max(1, runner.max_epochs // self.lines)
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         if self._bar is None or self._bar.disable:
             return

@@ -1,5 +1,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -98,7 +99,7 @@ class PruningHook(Hook):
         recipe: str | Mapping | None = None,
         losses_from_first_event: Sequence[str] = (),
         stop: bool = True,
-        **pruner,
+        **pruner: Any,
     ) -> None:
         targets = [targets] if isinstance(targets, (int, float)) else list(targets)
         if not targets or any(not 0 < target < 1 for target in targets):
@@ -187,7 +188,7 @@ class PruningHook(Hook):
             )
         return pruner
 
-    def _block_cost(self, backbone: torch.nn.Module):
+    def _block_cost(self, backbone: torch.nn.Module) -> Parameters | MultiplyAdds | LatencyTable:
         if self.cost == 'params':
             return Parameters()
         num_tokens = backbone.pos_embed.shape[1]
@@ -222,7 +223,7 @@ class PruningHook(Hook):
             )
         return [hooks[name] for name in self.losses_from_first_event]
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         for hook in self._waiting:
             hook.waiting = not self.pruner.num_events
         if self.switch_to_eval and self.pruner.num_events:

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -157,7 +158,7 @@ class OscillationHook(Hook):
             self._steps = self._state['steps']
         self._handle = optimizer.register_step_post_hook(self._count)
 
-    def _count(self, *_) -> None:
+    def _count(self, *_: Any) -> None:
         self._steps += 1
 
     def after_train_iter(

@@ -40,7 +40,8 @@ class RankingListHook(Hook):
         self.out_dir = Path(out_dir)
         self.k = k
         self.max_queries = max_queries
-        self.size = tuple(size)
+        height, width = size
+        self.size = (height, width)
 
     def before_test(self, runner: Runner) -> None:
         self._metric(runner).num_ranked = self.k

@@ -149,7 +149,7 @@ class SMMixHook(ModuleHook):
             draw_mix,
             switch_prob=switch_prob,
             mixup_alpha=mixup_alpha,
-            region_ratio=tuple(region_ratio),
+            region_ratio=(region_ratio[0], region_ratio[1]),
         )
         self.label_smooth = label_smooth
         self.weights = dict(loss_fine=fine_weight, loss_con=consistency_weight)

@@ -1,5 +1,5 @@
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -93,7 +93,7 @@ class TokenConsistencyHook(Hook):
         self._handles.clear()
         self._captured.clear()
 
-    def _capture(self, name: str):
+    def _capture(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         def keep_first(module: nn.Module, args: tuple, output: Tensor) -> None:
             self._captured.setdefault(name, output)
 
@@ -129,7 +129,7 @@ class TokenConsistencyHook(Hook):
 
 def draw_r(r_max: int | float, seed: int, iteration: int) -> int | float:
     """Number of tokens for the teacher, a function of seed and iteration; see ``r_max`` above."""
-    choices = r_max if r_max >= 1 else int(100 * r_max)
+    choices = int(r_max if r_max >= 1 else 100 * r_max)
     drawn = int(np.random.default_rng([seed, iteration]).integers(max(1, choices)))
     return drawn if r_max >= 1 else drawn / 100
 

@@ -1,3 +1,5 @@
+from types import ModuleType
+
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +58,7 @@ class MetricLearningLoss(nn.Module):
             return self.loss_weight * self.loss(features, labels, pairs)
 
 
-def _build(module, cfg: dict, parts: dict) -> nn.Module:
+def _build(module: ModuleType, cfg: dict, parts: dict) -> nn.Module:
     cfg = dict(cfg)
     name = cfg.pop('type')
     if not hasattr(module, name):

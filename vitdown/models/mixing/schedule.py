@@ -45,7 +45,7 @@ def region_sizes(
 def draw_mix(
     get_grid: Callable[[], tuple[int, int]],
     uniform: Callable[[], float],
-    choice: Callable[[Sequence], object],
+    choice: Callable[[Sequence[tuple[int, int]]], Sequence[int]],
     beta: Callable[[float, float], float],
     switch_prob: float = 0.5,
     mixup_alpha: float = 0.8,
@@ -67,6 +67,6 @@ def draw_mix(
     """
     if uniform() < switch_prob:
         grid = get_grid()
-        size = tuple(choice(region_sizes(grid, region_ratio)))
-        return Mix(1 - size[0] * size[1] / (grid[0] * grid[1]), size)
+        height, width = choice(region_sizes(grid, region_ratio))
+        return Mix(1 - height * width / (grid[0] * grid[1]), (height, width))
     return Mix(float(beta(mixup_alpha, mixup_alpha)))

@@ -135,7 +135,7 @@ class TokenFusion(nn.Module):
         return state.spread_factors(query.detach() * attn.scale, key.detach(), self.prop_attn)
 
 
-def check_r(r: Real, name: str = 'r') -> None:
+def check_r(r: float, name: str = 'r') -> None:
     """Check a number of tokens to remove.
 
     Raises:
@@ -149,7 +149,7 @@ def check_r(r: Real, name: str = 'r') -> None:
         )
 
 
-def check_not_negative(value: Real, name: str) -> None:
+def check_not_negative(value: float, name: str) -> None:
     """Check a temperature or a weight.
 
     Raises:
