@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def quantized_session(path: str | os.PathLike, threads: int = 1) -> onnxruntime.
     return onnxruntime.InferenceSession(os.fspath(path), options, ['CPUExecutionProvider'])
 
 
-def _matmul_integer(codes, integers, zero_point: int):
+def _matmul_integer(codes: Any, integers: Any, zero_point: int) -> Any:
     """:func:`matmul_integer` in ONNX."""
     return op.MatMulInteger(codes, integers, op.Cast(op.Constant(value_int=zero_point), to=2))
 
