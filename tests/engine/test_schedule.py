@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from vitdown.engine.schedulers import WarmupCosineLR, warmup_cosine
+from vitdown.registry import PARAM_SCHEDULERS
 
 
 def test_values_named_in_the_recipe():
@@ -38,6 +39,23 @@ def test_resumes_from_its_state():
         second.step()
         seen.append(second.optimizer.param_groups[0]['lr'])
     assert seen == expected[4:]
+
+
+def test_steps_of_iterations():
+    """As epochs, with the schedule's end and warm-up in iterations."""
+    config = dict(type='WarmupCosineLR', end=6, warmup_epochs=2, warmup_start_ratio=0.01)
+    scheduler = PARAM_SCHEDULERS.build(
+        dict(config, convert_to_iter_based=True),
+        default_args=dict(optimizer=optimizer(), epoch_length=5),
+    )
+    assert not scheduler.by_epoch
+    rates = []
+    for _ in range(30):
+        rates.append(scheduler.optimizer.param_groups[0]['lr'])
+        scheduler.optimizer.step()
+        scheduler.step()
+    expected = [warmup_cosine(t, 0.1, 30, 10, 1e-3, 2e-4) for t in range(1, 31)]
+    assert rates == pytest.approx(expected)
 
 
 def test_warm_up_longer_than_training_is_refused():

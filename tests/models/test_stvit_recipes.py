@@ -1,13 +1,15 @@
 """Recipes of STViT-R's configs, as built."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 from vitdown.engine.launch import load_config
-from vitdown.registry import MODELS, TRANSFORMS
+from vitdown.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs/stvit'
 
@@ -73,6 +75,31 @@ def test_what_decays_in_classification():
             name = names[id(parameter)]
             flat = parameter.ndim == 1 or 'relative_position_bias_table' in name
             assert group['weight_decay'] == (0 if flat else 0.05), name
+
+
+@pytest.mark.parametrize('name', ['stvit-r-swin-b', 'stvit-swin-s', 'stvit-deit-tiny'])
+def test_learning_rates_in_classification(name):
+    """Per iteration; the cosine is the released one, not shifted by the warm-up."""
+    cfg = load(f'{name}_16xb64-300e_in1k-224')
+    assert cfg.train_dataloader.batch_size == 64
+    assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
+    optimizer = torch.optim.SGD(
+        [torch.nn.Parameter(torch.zeros(1))], cfg.optim_wrapper.optimizer.lr
+    )
+    scheduler = PARAM_SCHEDULERS.build(
+        cfg.param_scheduler,
+        default_args=dict(optimizer=optimizer, epoch_length=4, end=cfg.train_cfg.max_epochs),
+    )
+    rates = []
+    for _ in range(1200):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(1e-6 + (1e-3 - 1e-6) / 80)
+    assert rates[39] == pytest.approx((1e-6 + 1e-3) / 2)
+    for epoch in (20, 113, 250, 300):
+        cosine = 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * epoch / 300)) / 2
+        assert rates[4 * epoch - 1] == pytest.approx(cosine), epoch
 
 
 @pytest.mark.parametrize('size', 'tsb')

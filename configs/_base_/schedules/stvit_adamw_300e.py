@@ -11,17 +11,14 @@ optim_wrapper = dict(
     ),
     clip_grad=dict(max_norm=5.0),
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=True,
-        begin=20,
-        T_max=280,
-        eta_min=1e-5,
-        convert_to_iter_based=True,
-    ),
-]
+# The cosine counts from the first iteration, as timm's does, and takes over after the warm-up.
+param_scheduler = dict(
+    type='WarmupCosineLR',
+    warmup_epochs=20,
+    warmup_start_ratio=1e-3,
+    min_lr_ratio=1e-2,
+    convert_to_iter_based=True,
+)
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from torch.optim import Optimizer
@@ -31,7 +32,9 @@ def warmup_cosine(
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(_ParamScheduler):
-    """Schedule of TransReID's recipe, see :func:`warmup_cosine`; one step an epoch.
+    """Warm-up and cosine of TransReID's and Swin's recipes, see :func:`warmup_cosine`.
+
+    One step an epoch, or an iteration with ``convert_to_iter_based=True`` in the config.
 
     Start and end of the schedule are ratios of the optimizer's base learning rate for *all*
     parameter groups, also for those with a multiplier (biases).
@@ -46,6 +49,8 @@ class WarmupCosineLR(_ParamScheduler):
         base_lr (float, optional): What the ratios refer to. Defaults to the optimizer's ``lr``
             (before ``auto_scale_lr``).
         last_step (int): Index of the last step, for resuming without a state dict.
+        by_epoch (bool): Whether ``end`` and ``warmup_epochs`` count epochs; iterations if False.
+            Defaults to True.
         verbose (bool): Print each update.
 
     Raises:
@@ -61,6 +66,7 @@ class WarmupCosineLR(_ParamScheduler):
         min_lr_ratio: float = 0.002,
         base_lr: float | None = None,
         last_step: int = -1,
+        by_epoch: bool = True,
         verbose: bool = False,
     ) -> None:
         if not 0 <= warmup_epochs < end:
@@ -74,7 +80,26 @@ class WarmupCosineLR(_ParamScheduler):
         self.warmup_start = warmup_start_ratio * base_lr
         self.minimum = min_lr_ratio * base_lr
         super().__init__(
-            optimizer, 'lr', end=end, last_step=last_step, by_epoch=True, verbose=verbose
+            optimizer, 'lr', end=end, last_step=last_step, by_epoch=by_epoch, verbose=verbose
+        )
+
+    @classmethod
+    def build_iter_from_epoch(
+        cls,
+        *args: Any,
+        end: int,
+        epoch_length: int,
+        warmup_epochs: int = 5,
+        by_epoch: bool = True,
+        **kwargs: Any,
+    ) -> 'WarmupCosineLR':
+        """The same schedule, with a step an iteration, of ``epoch_length`` iterations an epoch."""
+        return cls(
+            *args,
+            end=end * epoch_length,
+            warmup_epochs=warmup_epochs * epoch_length,
+            by_epoch=False,
+            **kwargs,
         )
 
     def _get_value(self) -> list[float]:
