@@ -296,8 +296,7 @@ class _Page:
         return number
 
     def _gallery_picture(self, number: int) -> tuple[np.ndarray, Columns]:
-        """BGR pixels of a gallery image, of files alone that the gallery names, and its side
-        information."""
+        """BGR pixels and side information of an image; only files the gallery names are read."""
         try:
             with self.lock:
                 row = self.gallery.lookup([number])
