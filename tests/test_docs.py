@@ -135,9 +135,11 @@ def test_tools_say_how_they_are_used(help_texts):
 
 
 def commands(page: Path) -> list[str]:
-    """The command lines of a page, each with its continuation lines."""
-    blocks = re.findall(r'```(?:bash|sh|console)\n(.*?)```', page.read_text(), re.S)
-    return [line for block in blocks for line in block.replace('\\\n', ' ').splitlines() if line]
+    """The command lines of a page, each with its continuation lines, and those within text."""
+    text = page.read_text()
+    blocks = re.findall(r'```(?:bash|sh|console)\n(.*?)```', text, re.S)
+    lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines() if line]
+    return lines + re.findall(r'`((?:python )?tools/[^`\n]+)`', text)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -167,9 +169,13 @@ def test_commands_name_what_exists(page, help_texts):
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_to_headings_that_exist(page):
-    for target, anchor in re.findall(r'\]\((?!https?:)([^)#]*)#([^)]+)\)', page.read_text()):
-        text = (page.parent / target if target else page).read_text()
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target, anchor in re.findall(r'\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)', page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), f'{page.name} links to {target}'
+        if not anchor:
+            continue
+        text = file.read_text()
         headings = re.findall(r'^#+ (.+)', re.sub(r'```.*?```', '', text, flags=re.S), re.M)
         # As GitHub makes them: lower case, no punctuation, hyphens for spaces
         anchors = {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
