@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.conftest import ROOT, run_tool
 from vitdown.checkpoint import load_checkpoint_file
 from vitdown.engine.complexity import forward_of, get_flops, input_size
 from vitdown.engine.launch import load_config
-from vitdown.registry import MODELS
+from vitdown.registry import DATASETS, MODELS
 
 NUCLEI = ROOT / 'configs/stvit/mask-rcnn_stvit-r-swin-mini_fpn_1xb4-4e_nuclei-256.py'
 CAMVID = ROOT / 'configs/stvit/upernet_stvit-r-swin-mini_1xb8-4e_camvid-180x240.py'
@@ -124,6 +125,54 @@ def test_mmdets_inferencer_finds_objects_with_it(detector, data, tmp_path, monke
     (masked,) = {tuple(mask['size']) for mask in found['masks']}
     assert masked == (64, 80)
     assert len(list(tmp_path.glob('vis/*.jpg'))) == 1
+
+
+OWN_BOXES = re.findall(
+    r'```python\n(.+?)```',
+    (ROOT / 'docs/detection.md').read_text().split('## Your own boxes')[1],
+    re.S,
+)
+
+
+@pytest.mark.parametrize(
+    ('base', 'code'),
+    [
+        ('mask-rcnn_stvit-r-swin-t_fpn_8xb2-1x_coco', OWN_BOXES[0]),
+        ('mask-rcnn_stvit-r-swin-mini_fpn_1xb4-4e_nuclei-256', OWN_BOXES[0]),
+        ('cascade-mask-rcnn_stvit-r-swin-t_fpn_8xb2-ms-3x_coco', '\n'.join(OWN_BOXES)),
+    ],
+    ids=['mask-rcnn', 'nuclei', 'cascade'],
+)
+def test_own_boxes_as_documented(nuclei_pack, tmp_path, monkeypatch, base, code):
+    """Nothing of the base's set is left, in training, validation or test."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'data/parts'
+    folder.mkdir(parents=True)
+    for part in ('train', 'val'):
+        content = json.loads((nuclei_pack / f'{part}.json').read_text())
+        content['categories'] = [dict(id=7, name='nut'), dict(id=1, name='bolt')]
+        (folder / f'{part}.json').write_text(json.dumps(content))
+    base = ROOT.resolve() / f'configs/stvit/{base}.py'
+    if 'cascade' in base.stem:  # its heads take the place of those of the first block
+        code = re.sub(r'^model = dict\(\n.+?^\)\n', '', code, flags=re.S | re.M)
+    path = tmp_path / 'own.py'
+    path.write_text(code.replace('CONFIG', str(base)))
+    cfg = load_config(str(path))
+    for loader, count in (('train', 4), ('val', 2), ('test', 2)):
+        dataset = DATASETS.build(cfg[f'{loader}_dataloader'].dataset)
+        assert len(dataset) == count
+        assert dataset.metainfo['classes'] == ('nut', 'bolt')
+        info = dataset.get_data_info(0)
+        assert info['img_path'].startswith('data/parts/images/')
+        assert {instance['bbox_label'] for instance in info['instances']} == {1}
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.ann_file == 'data/parts/val.json'
+    heads = cfg.model.roi_head.bbox_head
+    heads = [*(heads if isinstance(heads, list) else [heads]), cfg.model.roi_head.mask_head]
+    assert {head.num_classes for head in heads} == {2}
+    assert {head['type'] for head in heads} >= {'FCNMaskHead'}
+    text = str(cfg.to_dict())
+    assert not re.search(r'(train|val)2017|coco/|nuclei_dsb', text)
 
 
 def test_missing_data_are_named(tmp_path):
