@@ -116,6 +116,26 @@ def test_official_classifier_starts_a_detector(tmp_path):
         other.init_weights()
 
 
+@pytest.mark.parametrize('official', [True, False], ids=['official', 'own'])
+def test_own_classifier_starts_a_detector(tmp_path, official):
+    """What was trained or converted here loads where a released file does."""
+    weights = classifier()
+    path = tmp_path / 'epoch_300.pth'
+    content = export_state_dict(weights, 'stvit') if official else weights
+    torch.save({'state_dict': content, 'meta': {}}, path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), source='stvit')
+    model = STViTSwin(TINY, out_indices=STAGES, init_cfg=init_cfg)
+    model.init_weights()
+    own = model.state_dict()
+    loaded = {k.removeprefix('backbone.'): v for k, v in weights.items() if 'head' not in k}
+    assert all(torch.equal(own[key], value) for key, value in loaded.items())
+    deeper = STViTSwin({**TINY, 'depths': [1, 2, 12, 1]}, out_indices=STAGES, init_cfg=init_cfg)
+    with pytest.raises(CheckpointError, match='does not fit STViTSwin: missing: stages.1.blocks.1'):
+        deeper.init_weights()
+    with pytest.raises(ValueError, match="Unknown source 'stvitt'"):
+        STViTSwin(TINY, init_cfg=dict(init_cfg, source='stvitt')).init_weights()
+
+
 def test_tool_converts_an_official_detector(tmp_path):
     path, out = tmp_path / 'detector.pth', tmp_path / 'own.pth'
     torch.save({'state_dict': export_state_dict(detector(), 'stvit'), 'meta': {}}, path)

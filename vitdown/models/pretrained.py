@@ -1,11 +1,12 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from torch import Tensor
 
 from vitdown.checkpoint import CheckpointError, check_fit, load_checkpoint_file, unwrap_state_dict
-from vitdown.converters import OPTIONAL_WEIGHTS, convert_state_dict
+from vitdown.converters import CONVERTERS, OPTIONAL_WEIGHTS, convert_state_dict
 
 
 def load_pretrained(
@@ -22,7 +23,8 @@ def load_pretrained(
         module (BaseModule): The backbone.
         checkpoint (str): Path of a ``.pth`` or ``.safetensors`` file, or the URL of a ``.pth``.
         source (str, optional): Code base the file comes from, a key of
-            :data:`vitdown.converters.CONVERTERS`; None for vitdown's and mmpretrain's own names.
+            :data:`vitdown.converters.CONVERTERS`; None for vitdown's and mmpretrain's own names,
+            which are understood with any source.
         prefix (str, optional): Part of the model to take. If no name in the file starts with it,
             the file is taken to hold the backbone alone. Defaults to ``'backbone.'``.
         map_location (str): Where to read the tensors to. Defaults to ``'cpu'``.
@@ -47,14 +49,9 @@ def load_pretrained(
         content = load_checkpoint_file(checkpoint, map_location)
     state_dict = unwrap_state_dict(content)
     if source is not None:
-        state_dict = convert_state_dict(state_dict, source)
+        state_dict = _convert(state_dict, source, module, prefix)
         optional = [*optional, *OPTIONAL_WEIGHTS.get(source, ())]
-    if prefix and any(key.startswith(prefix) for key in state_dict):
-        state_dict = {
-            key.removeprefix(prefix): value
-            for key, value in state_dict.items()
-            if key.startswith(prefix)
-        }
+    state_dict = _part(state_dict, prefix)
     # Side information belongs to the target's cameras: never part of a pretrained backbone.
     check_fit(
         module, state_dict, f'Pretrained checkpoint {checkpoint}', ignore=[r'^sie\.', *optional]
@@ -62,3 +59,28 @@ def load_pretrained(
     state_dict.pop('sie.embed', None)
     module.load_state_dict(state_dict, strict=False)
     print_log(f'Loaded {len(state_dict)} pretrained weights from {checkpoint}', logger='current')
+
+
+def _part(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
+    """The weights whose names start with the prefix, without it; all of them if none does."""
+    if not prefix or not any(key.startswith(prefix) for key in state_dict):
+        return dict(state_dict)
+    return {
+        key.removeprefix(prefix): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
+
+
+def _convert(
+    state_dict: Mapping[str, Tensor], source: str, module: BaseModule, prefix: str | None
+) -> Mapping[str, Tensor]:
+    """Rename the weights of a source, unless they have the module's names already."""
+    try:
+        return convert_state_dict(state_dict, source)
+    except ValueError:
+        own, names = module.state_dict().keys(), _part(state_dict, prefix).keys()
+        # Most of them, so that those of another depth are compared by their names.
+        if source in CONVERTERS and 2 * len(own & names) > min(len(own), len(names)):
+            return state_dict
+        raise
