@@ -73,8 +73,8 @@ def _part(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict[str, Ten
 
 
 def _convert(
-    state_dict: Mapping[str, Tensor], source: str, module: BaseModule, prefix: str | None
-) -> Mapping[str, Tensor]:
+    state_dict: dict[str, Tensor], source: str, module: BaseModule, prefix: str | None
+) -> dict[str, Tensor]:
     """Rename the weights of a source, unless they have the module's names already."""
     try:
         return convert_state_dict(state_dict, source)

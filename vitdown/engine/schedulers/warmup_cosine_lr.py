@@ -86,7 +86,7 @@ class WarmupCosineLR(_ParamScheduler):
     @classmethod
     def build_iter_from_epoch(
         cls,
-        *args: Any,
+        optimizer: Optimizer,
         end: int,
         epoch_length: int,
         warmup_epochs: int = 5,
@@ -95,7 +95,7 @@ class WarmupCosineLR(_ParamScheduler):
     ) -> 'WarmupCosineLR':
         """The same schedule, with a step an iteration, of ``epoch_length`` iterations an epoch."""
         return cls(
-            *args,
+            optimizer,
             end=end * epoch_length,
             warmup_epochs=warmup_epochs * epoch_length,
             by_epoch=False,
