@@ -55,6 +55,11 @@ def test_trains_and_predicts(head):
     assert predictions[0].camera_id == 0
 
 
+def test_losses_need_labels():
+    with pytest.raises(ValueError, match='needs data_samples, which hold the labels'):
+        build()(torch.rand(2, 3, 32, 16), mode='loss')
+
+
 def test_bnneck_bias_is_frozen_and_saved():
     model = build()
     assert not model.head.bnneck.bn.bias.requires_grad

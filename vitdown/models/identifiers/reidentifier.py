@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..backbones import TokenFeatures
+
 
 @MODELS.register_module()
 class ReIdentifier(BaseModel):
@@ -92,6 +94,8 @@ class ReIdentifier(BaseModel):
                 ``'predict'`` for the data samples with their ``feature`` set.
         """
         if mode == 'loss':
+            if data_samples is None:
+                raise ValueError("mode='loss' needs data_samples, which hold the labels")
             return self.loss(inputs, data_samples)
         if mode == 'predict':
             return self.predict(inputs, data_samples)
@@ -106,7 +110,7 @@ class ReIdentifier(BaseModel):
         inputs: Tensor,
         data_samples: Sequence[DataSample] | None = None,
         labels: Tensor | None = None,
-    ):
+    ) -> TokenFeatures | Tensor:
         """What the head works on: ``TokenFeatures``, or one vector ``(B, C)`` an image.
 
         Args:
