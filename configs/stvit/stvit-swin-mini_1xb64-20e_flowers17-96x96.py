@@ -9,7 +9,7 @@ model = dict(
         arch=_base_.model.backbone.arch,
         img_size=96,
         window_size=6,
-        key_windows=(12, 18),
+        key_windows=(12,),
         layer_scale_init_value=0.1,
         drop_path_rate=0.0,
     ),

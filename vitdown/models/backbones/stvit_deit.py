@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import CrossEncoderLayer, RegionPooling, TransformerEncoderLayer
+from ..option_checks import check_integers
 from ..pretrained import load_pretrained
 from .vision_transformer import VisionTransformer
 
@@ -70,6 +71,7 @@ class STViTDeiT(VisionTransformer):
             raise ValueError('STViTDeiT pools tokens by their place and takes no token_fusion')
         if out_type == 'cls_token':
             raise ValueError("STViTDeiT has no class token; use out_type='avg_featmap'")
+        check_integers('semantic_grid', semantic_grid, low=1, sizes=(2,))
         self.num_base = num_base
         self.num_generation = num_generation
         super().__init__(

@@ -201,8 +201,9 @@ class DumbbellStage(SemanticStage):
         key_mode (str): ``'window'``: each layer sees the surroundings of a window.
             ``'released_cls'``: as in the released classifiers, the first generation layer sees the
             window enlarged by 3 on each side within the map, and the pooled tokens; the other
-            layers see the whole image.
-        key_windows (tuple[int, int]): With ``'window'``, sides of the key windows of the two
+            layers see the whole image. On the released 14x14 map this is the released code's
+            10x10 patch; that has no rule for other maps.
+        key_windows (Sequence[int]): With ``'window'``, sides of the key windows of the two
             generation layers. Defaults to (14, 21).
         recover_key_window (int): With ``'window'``, side of the neighbourhood of the recovery in
             semantic tokens. Defaults to 27.
@@ -215,7 +216,7 @@ class DumbbellStage(SemanticStage):
         self,
         *args,
         key_mode: str = 'window',
-        key_windows: tuple[int, int] = (14, 21),
+        key_windows: Sequence[int] = (14, 21),
         recover_key_window: int = 27,
         shortcut: bool = True,
         conv_pos: bool = False,

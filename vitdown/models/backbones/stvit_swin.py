@@ -9,6 +9,7 @@ from torch import nn
 from vitdown.registry import MODELS
 
 from ..layers import FusedWindowMSA
+from ..option_checks import check_integers
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .stvit_stages import CompressedStage, ConvStem, DumbbellStage
@@ -40,17 +41,20 @@ class STViTSwin(SwinTransformer):
         key_mode (str): ``'window'`` or ``'released_cls'``, see :class:`DumbbellStage`; with
             ``recover=False`` ``'window'`` pads small maps in stages 1 and 2 too. Defaults to
             ``'window'``.
-        key_windows (tuple[int, int]): See :class:`DumbbellStage`.
-        recover_key_window (int): See :class:`DumbbellStage`.
-        semantic_shortcut (bool, optional): Residual in the first generation layer. Defaults to
-            True, and to False in ``'released_cls'``.
+        key_windows (Sequence[int], optional): See :class:`DumbbellStage`; with ``recover=False``
+            one for the first generation layer, as the second sees the image. Defaults to (14, 21),
+            and to (14, ).
+        recover_key_window (int, optional): See :class:`DumbbellStage`. Defaults to 27.
+        semantic_shortcut (bool, optional): Residual in the first generation layer; always with
+            ``recover=False``. Defaults to True, and to False in ``'released_cls'``.
         use_global_center (bool): Learned global centres; they fix the input size. Defaults to
             False.
         relative_pos (bool): Relative position bias among semantic tokens; fixes the input size, so
             it needs ``'released_cls'``. Defaults to False.
         conv_pos (bool): Position convolution in the first generation layer. Defaults to False.
         pad_mask (str | bool): ``'exact'``, ``'official'`` (what released detectors need) or False,
-            see :class:`SemanticLayout`. Defaults to ``'exact'``.
+            see :class:`SemanticLayout`; ``'released_cls'`` has none but ``'exact'``. Defaults to
+            ``'exact'``.
         num_base (int, optional): With ``recover=False``, Swin blocks of the third stage. Defaults
             to 2 of 6 and 9 of 18.
         drop_path_rate (float): Stochastic depth, growing linearly over the layers.
@@ -66,7 +70,7 @@ class STViTSwin(SwinTransformer):
             the paper.
 
     Raises:
-        ValueError: For settings that do not fit each other.
+        ValueError: For settings out of range, that do not fit each other or would have no effect.
 
     Examples:
         >>> import torch
@@ -85,8 +89,8 @@ class STViTSwin(SwinTransformer):
         window_size: int = 7,
         num_semantic: int = 3,
         key_mode: str = 'window',
-        key_windows: tuple[int, int] = (14, 21),
-        recover_key_window: int = 27,
+        key_windows: Sequence[int] | None = None,
+        recover_key_window: int | None = None,
         semantic_shortcut: bool | None = None,
         use_global_center: bool = False,
         relative_pos: bool = False,
@@ -107,11 +111,33 @@ class STViTSwin(SwinTransformer):
             raise ValueError(
                 f'Unknown arch {arch!r}; choose from {sorted(self.arch_zoo)} or give a dict'
             )
-        if key_mode not in KEY_MODES:
-            raise ValueError(f'key_mode must be one of {KEY_MODES}, got {key_mode!r}')
+        _check_modes(
+            recover,
+            key_mode,
+            key_windows=key_windows,
+            recover_key_window=recover_key_window,
+            semantic_shortcut=semantic_shortcut,
+            conv_pos=conv_pos or None,
+            num_base=num_base,
+            relative_pos=relative_pos,
+            pad_mask=pad_mask,
+        )
         windowed = key_mode == 'window'
-        if windowed and relative_pos:
-            raise ValueError("relative_pos fixes the input size; it needs key_mode='released_cls'")
+        if key_windows is None:
+            key_windows = (14, 21) if recover else (14,)
+        if recover_key_window is None:
+            recover_key_window = 27
+        if isinstance(arch, dict):
+            for name in ('depths', 'num_heads'):
+                check_integers(f'arch.{name}', arch.get(name), low=1, sizes=(4,))
+        check_integers('img_size', to_2tuple(img_size), low=1, sizes=(2,))
+        check_integers('window_size', window_size, low=1)
+        check_integers('num_semantic', num_semantic, low=1, high=window_size)
+        check_integers('out_indices', out_indices, low=0, high=3, sizes=(1, 2, 3, 4))
+        check_integers('frozen_stages', frozen_stages, low=-1, high=3)
+        if windowed or not recover:
+            check_integers('key_windows', key_windows, low=window_size, sizes=(1 + recover,))
+            check_integers('recover_key_window', recover_key_window, low=num_semantic)
         self.img_size = to_2tuple(img_size)
         block_cfg = dict(pad_small_map=windowed, attn_cfgs=dict(window_msa=FusedWindowMSA))
         stage_cfg = dict(block_cfgs=block_cfg)
@@ -193,3 +219,30 @@ class STViTSwin(SwinTransformer):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+
+def _check_modes(
+    recover: bool, key_mode: str, relative_pos: bool, pad_mask: str | bool, **given: object
+) -> None:
+    """Refuse options that do not fit the kind of the third stage, or are given without effect."""
+    if not isinstance(recover, bool):
+        raise ValueError(f'recover must be True or False, got {recover!r}')
+    if key_mode not in KEY_MODES:
+        raise ValueError(f'key_mode must be one of {KEY_MODES}, got {key_mode!r}')
+    if key_mode == 'window' and relative_pos:
+        raise ValueError("relative_pos fixes the input size; it needs key_mode='released_cls'")
+    released = recover and key_mode == 'released_cls'
+    if released and pad_mask != 'exact':
+        raise ValueError(
+            f"key_mode='released_cls' has no padding among its keys: leave out "
+            f"pad_mask={pad_mask!r}, or use key_mode='window', which released detectors have"
+        )
+    used = {'num_base', 'key_windows'} if not recover else {'semantic_shortcut', 'conv_pos'}
+    if recover and not released:
+        used |= {'key_windows', 'recover_key_window'}
+    for name, value in given.items():
+        if value is not None and name not in used:
+            raise ValueError(
+                f'{name} has no effect with recover={recover} and key_mode={key_mode!r}: leave it '
+                'out'
+            )

@@ -1,0 +1,27 @@
+from collections.abc import Sequence
+
+
+def check_integers(
+    name: str, value: object, low: int, high: int | None = None, sizes: Sequence[int] = ()
+) -> None:
+    """Check an option that is an integer, or a sequence of integers.
+
+    Args:
+        name (str): What the option is called, for the message.
+        value (object): What the user gave.
+        low (int): Smallest integer allowed.
+        high (int, optional): Largest integer allowed; None for no limit.
+        sizes (Sequence[int]): Lengths that a sequence may have; empty for a single integer.
+
+    Raises:
+        ValueError: If the value is anything else.
+    """
+    items = value if sizes else [value]
+    fits = isinstance(items, Sequence) and (not sizes or len(items) in sizes)
+    if fits and all(
+        type(item) is int and item >= low and (high is None or item <= high) for item in items
+    ):
+        return
+    what = f'{" or ".join(map(str, sizes))} integer(s) in a sequence' if sizes else 'an integer'
+    limits = f'of at least {low}' if high is None else f'from {low} to {high}'
+    raise ValueError(f'{name} must be {what} {limits}, got {value!r}')
