@@ -1,6 +1,6 @@
 """Cost of OFQ: training step, int8 runtime, file sizes.
 
-    python -m benchmarks.quantization --parts train runtime size
+    python -m benchmarks.quantization --parts train runtime onnx size
 
 Baselines run in the same process, in turns: full precision, and OFQ as its official code writes it
 (``benchmarks/plain_ofq.py``, which is first checked to give the same gradients).
@@ -121,6 +121,33 @@ def runtime(arch: str, bits: int, batch: int, repeats: int) -> None:
     print_table(rows)
 
 
+@torch.no_grad()
+def onnx(arch: str, bits: int, batch: int, repeats: int) -> None:
+    """Latency of both flavours of ONNX files in onnxruntime against full precision."""
+    from vitdown.deployment.quantized import export_quantized_onnx, quantized_session
+
+    image = torch.randn(batch, 3, 224, 224)
+    full = build(arch)
+    runs = {'float32, PyTorch': lambda: full(image)}
+    with tempfile.TemporaryDirectory() as folder:
+        for label, qkr in (('with QKR', True), ('without QKR', False)):
+            model = build(arch, dict(type='OFQ', w_bits=bits, a_bits=bits, qkr=qkr))
+            for flavour in ('qdq', 'integer'):
+                name, path = f'{flavour} {label}', Path(folder) / 'model.onnx'
+                # Untrained models turn a code that flips into any difference
+                off = export_quantized_onnx(
+                    model, path, (224, 224), float('inf'), batch=batch, flavour=flavour
+                )
+                print(f'{arch}, ONNX {name}: largest difference {off:.1e}', flush=True)
+                session = quantized_session(path, torch.get_num_threads())
+                runs[name] = lambda s=session: s.run(None, {'images': image.numpy()})
+    times = medians(runs, repeats)
+    rows = [['latency', 'ms', 'float32 / this']]
+    rows += [[n, f'{t:.1f}', f'{times["float32, PyTorch"] / t:.2f}'] for n, t in times.items()]
+    print(f'\n{arch}, W{bits}A{bits}, batch of {batch}, {torch.get_num_threads()} thread(s)\n')
+    print_table(rows)
+
+
 def sizes(archs: list[str]) -> None:
     """MiB of packed files."""
     rows = [['packed file, MiB', 'float32', 'W2', 'W3', 'W4', 'W8']]
@@ -141,7 +168,7 @@ def sizes(archs: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--archs', nargs='+', default=['deit-tiny', 'deit-small'])
-    parser.add_argument('--parts', nargs='+', default=['train', 'runtime', 'size'])
+    parser.add_argument('--parts', nargs='+', default=['train', 'runtime', 'onnx', 'size'])
     parser.add_argument('--bits', type=int, default=4)
     parser.add_argument('--batch', type=int, default=4, help='of the training step')
     parser.add_argument('--runtime-batch', type=int, default=1)
@@ -154,6 +181,8 @@ def main() -> None:
             training(arch, args.bits, args.batch, args.repeats)
         if 'runtime' in args.parts:
             runtime(arch, args.bits, args.runtime_batch, 2 * args.repeats)
+        if 'onnx' in args.parts:
+            onnx(arch, args.bits, args.runtime_batch, 2 * args.repeats)
     if 'size' in args.parts:
         sizes(args.archs)
 

@@ -47,6 +47,12 @@ def parse_args() -> argparse.Namespace:
         help='qdq: weights are dequantized, products in float32 (default); integer: products of '
         'integers',
     )
+    parser.add_argument(
+        '--onnx-tolerance',
+        type=float,
+        default=1e-3,
+        help='largest difference from PyTorch in standard deviations of outputs (default: 1e-3)',
+    )
     parser.add_argument('--onnx-batch', type=positive, help='images at a time in it (default: any)')
     parser.add_argument(
         '--images', type=positive, default=8, help='images to compare on (default: 8)'
@@ -148,7 +154,7 @@ def main() -> None:
 
         size = tuple(images.shape[-2:])
         off = export_quantized_onnx(
-            model, args.onnx, size, batch=args.onnx_batch, flavour=args.onnx_flavour
+            model, args.onnx, size, args.onnx_tolerance, args.onnx_batch, args.onnx_flavour
         )
         onnx_size = Path(args.onnx).stat().st_size / 2**20
         print(f'ONNX file            {onnx_size:9.3f} MiB, differs by {off:.1e}')
