@@ -44,9 +44,12 @@ def parse_args() -> argparse.Namespace:
         '--tta', action='store_true', help='average the features of the image and its mirror'
     )
     parser.add_argument('--amp', action='store_true', help='evaluate in mixed precision')
-    parser.add_argument('--show-dir', help='write a ranking list picture for each query here')
     parser.add_argument(
-        '--show-max', type=int, default=100, help='at most so many pictures (default: 100)'
+        '--show-dir',
+        help='write pictures here: a ranking list for each query, or what a detector finds',
+    )
+    parser.add_argument(
+        '--show-max', type=int, default=100, help='at most so many ranking lists (default: 100)'
     )
     parser.add_argument(
         '--out', help='write the features (.npz) or the metrics (.json) to this file'
@@ -81,9 +84,18 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         elif not args.out.endswith('.json'):
             raise ConfigError(f'--out {args.out}: use .npz for features or .json for metrics')
     if args.show_dir:
-        reid_metric(cfg, '--show-dir')
-        hook = dict(type='RankingListHook', out_dir=args.show_dir, max_queries=args.show_max)
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+        apply_show_dir(cfg, args.show_dir, args.show_max)
+
+
+def apply_show_dir(cfg: Config, folder: str, max_queries: int) -> None:
+    drawing = cfg.get('default_hooks', {}).get('visualization', {})
+    if drawing.get('type') == 'DetVisualizationHook':
+        # MMDetection would join a relative path to the work dir anew for each batch.
+        drawing.update(draw=True, test_out_dir=os.path.abspath(folder))
+        return
+    reid_metric(cfg, '--show-dir')
+    hook = dict(type='RankingListHook', out_dir=folder, max_queries=max_queries)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def reid_metric(cfg: Config, option: str) -> dict:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import sys
 import zipfile
 
 import numpy as np
@@ -13,6 +15,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from tests.conftest import ROOT, run_tool
+from tools.analysis_tools import browse_dataset
 from vitdown.checkpoint import load_checkpoint_file
 from vitdown.engine.complexity import forward_of, get_flops, input_size
 from vitdown.engine.launch import load_config
@@ -45,8 +48,9 @@ def nuclei_pack(tmp_path_factory):
             images, annotations = [], []
             for i in range(count):
                 name = f'{part}/{i}.jpg'
-                archive.writestr(name, jpeg(rng, (64, 80)))
-                images.append(dict(id=i, file_name=name, height=64, width=80))
+                height = 64 - 16 * (i % 2)
+                archive.writestr(name, jpeg(rng, (height, 80)))
+                images.append(dict(id=i, file_name=name, height=height, width=80))
                 for k in range(1 + i % 2):
                     x, y, side = 10.0 + 30 * k, 12.0, 20.0
                     annotations.append(
@@ -102,14 +106,50 @@ def test_a_detector_trains(detector):
 
 
 def test_its_checkpoint_reloads(detector, data, tmp_path):
-    out = tmp_path / 'metrics.json'
+    """The same metrics, and pictures of what is found."""
+    out, pictures = tmp_path / 'metrics.json', tmp_path / 'found'
     run_tool(
         'tools/test.py', NUCLEI, detector / 'epoch_1.pth', '--work-dir', tmp_path, '--out', out,
-        '--cfg-options', 'test_dataloader.num_workers=0', env=data,
+        '--show-dir', os.path.relpath(pictures, ROOT), '--cfg-options',
+        'test_dataloader.num_workers=0', 'default_hooks.visualization.score_thr=0', env=data,
     )  # fmt: skip
+    assert sorted(path.name for path in pictures.iterdir()) == ['0.jpg', '1.jpg']
     metrics, last = json.loads(out.read_text()), losses(detector)[-1]
     assert metrics['coco/bbox_mAP'] == pytest.approx(last['coco/bbox_mAP'], abs=1e-6)
     assert metrics['coco/segm_mAP'] == pytest.approx(last['coco/segm_mAP'], abs=1e-6)
+
+
+def test_annotations_are_drawn(data, tmp_path, monkeypatch):
+    """On images of two sizes in a batch; nothing but the annotated objects changes."""
+    monkeypatch.setenv('VITDOWN_DATA', data['VITDOWN_DATA'])
+    options = ['--batches', '1', '--cfg-options', 'train_dataloader.batch_size=2']
+    options += ['train_dataloader.sampler.shuffle=False']
+    options += ['train_dataloader.dataset.pipeline.3.prob=0.0']
+    sheets = []
+    for folder in (tmp_path / 'drawn', tmp_path / 'plain'):
+        monkeypatch.setattr(sys, 'argv', ['tool', str(NUCLEI), '--out-dir', str(folder), *options])
+        browse_dataset.main()
+        sheets.append(np.asarray(Image.open(folder / 'train_000.png'), dtype=int))
+        monkeypatch.setattr(browse_dataset, 'build_visualizer', lambda *_: None)
+    # 80x64 and 80x48 at a width of 256
+    assert sheets[0].shape == (205 + 2, 2 * (256 + 2), 3)
+    changed = (sheets[0] != sheets[1]).any(axis=-1)
+    assert (sheets[0][160:, 258 : 258 + 256] == 255).all()
+    # The object at (10, 12), 20 wide and high, in both; another at (40, 12) in the second
+    assert changed[50:90, 40:90].mean() > 0.9
+    assert changed[50:90, 258 + 140 : 258 + 180].mean() > 0.9
+    assert not changed[130:, :].any()
+
+
+def test_a_detector_is_not_exported(detector, tmp_path):
+    for tool, *arguments in (
+        ['deployment/export_onnx.py', NUCLEI, detector / 'epoch_1.pth', tmp_path / 'a.onnx'],
+        ['analysis_tools/benchmark.py', NUCLEI, '--device', 'cpu', '--backends', 'onnx'],
+    ):
+        result = run_tool(f'tools/{tool}', *arguments, '--shape', 64, 64, check=False)
+        assert result.returncode == 2
+        assert 'MaskRCNN can not be exported: ONNX files are for re-ID models' in result.stderr
+        assert 'Traceback' not in result.stderr
 
 
 def test_mmdets_inferencer_finds_objects_with_it(detector, data, tmp_path, monkeypatch):

@@ -39,11 +39,17 @@ class DeployModel(nn.Module):
             are resized is up to their source. Defaults to False.
 
     Raises:
-        ValueError: If images are to be normalised, but the model does not say how.
+        ValueError: If the model is of another kind, or images are to be normalised, but the model
+            does not say how.
     """
 
     def __init__(self, model: BaseModel, preprocess: bool = False) -> None:
         super().__init__()
+        if any(cls.__module__.startswith(('mmdet.', 'mmseg.')) for cls in type(model).__mro__):
+            raise ValueError(
+                f'{type(model).__name__} can not be exported: ONNX files are for re-ID models and '
+                'classifiers; detectors and segmentors run in PyTorch'
+            )
         self.model = model.eval()
         self.preprocess = preprocess
         if preprocess:
