@@ -103,6 +103,22 @@ def test_learning_rates_in_classification(name):
 
 
 @pytest.mark.parametrize('size', 'tsb')
+def test_segmentation_recipe(size):
+    cfg = load(f'upernet_stvit-r-swin-{size}_8xb2-240k_ade20k-512x512')
+    warmup, poly = cfg.param_scheduler
+    assert (warmup.type, warmup.end) == ('LinearLR', 1500)
+    assert (poly.type, poly.power, poly.begin, poly.end) == ('PolyLR', 1.0, 1500, 240_000)
+    assert cfg.train_cfg.max_iters == 240_000
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.train_dataloader.dataset.pipeline[3].crop_size == (512, 512)
+
+
+@pytest.mark.parametrize(('size', 'rate'), [('t', 0.2), ('s', 0.3), ('b', 0.4)])
+def test_classification_drop_path(size, rate):
+    assert load(f'stvit-r-swin-{size}_16xb64-300e_in1k-224').model.backbone.drop_path_rate == rate
+
+
+@pytest.mark.parametrize('size', 'tsb')
 def test_cascade_recipe(size):
     ours = load(f'cascade-mask-rcnn_stvit-r-swin-{size}_fpn_8xb2-ms-3x_coco')
     swin = load(f'cascade-mask-rcnn_swin-{size}_fpn_8xb2-ms-3x_coco')
@@ -116,7 +132,9 @@ def test_cascade_recipe(size):
     assert (warmup.start_factor, warmup.end) == (0.001, 500)
     assert steps.milestones == [27, 33]
     heads = ours.model.roi_head.bbox_head
-    assert [head.loss_bbox.type for head in heads] == ['GIoULoss'] * 3
+    assert [head.loss_bbox for head in heads] == [dict(type='GIoULoss', loss_weight=10.0)] * 3
+    assert [head.norm_cfg.type for head in heads] == ['SyncBN'] * 3
+    assert [head.num_shared_convs for head in heads] == [4] * 3
     assert [head.bbox_coder.target_stds[0] for head in heads] == [0.1, 0.05, 0.033]
     assert all(head.reg_decoded_bbox and not head.reg_class_agnostic for head in heads)
     assert ours.model.roi_head.stage_loss_weights == [1, 0.5, 0.25]
