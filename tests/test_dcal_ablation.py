@@ -32,6 +32,43 @@ def training(seed=0, name='omniglot', variant='DCAL', epochs=8):
     return Training(name, variant, seed, epochs, 'logs')
 
 
+def test_a_training_is_that_of_its_seed_and_epochs():
+    first, second = (configure('omniglot', 'DCAL', seed, 4, 'logs') for seed in (3, 5))
+    assert (first.randomness.seed, second.randomness.seed) == (3, 5)
+    assert first.train_cfg.max_epochs == 4
+
+
+class FakeRunner:
+    """A trained model that is worth as much as the branches it is tested with."""
+
+    def __init__(self, cfg) -> None:
+        self.model = MODELS.build(cfg.model)
+        self.trained = False
+
+    def train(self) -> None:
+        self.trained = True
+
+    def test(self) -> dict[str, float]:
+        return {'reid/mAP': {'both': 3.0, 'sa': 1.0, 'glca': 2.0}[self.model.head.infer_branch]}
+
+
+def test_branches_are_tested_one_by_one(tmp_path, monkeypatch):
+    runners = []
+
+    def build(cfg) -> FakeRunner:
+        runners.append(FakeRunner(cfg))
+        return runners[-1]
+
+    monkeypatch.setattr('benchmarks.dcal_ablation.build_runner', build)
+    now, results = training(), Results(tmp_path / 'results.json')
+    now.run(results)
+    rows = [now.key(row) for row in ('DCAL', 'DCAL: SA alone', 'DCAL: GLCA alone')]
+    assert [results.get(row, now.config)['reid/mAP'] for row in rows] == [3.0, 1.0, 2.0]
+    weights = {k: v for k, v in results.get(rows[0], now.config).items() if k.startswith('w/')}
+    assert weights == {'w/sa': 0, 'w/glca': 0, 'w/pwca': 0}
+    assert runners[0].trained
+
+
 def test_results_are_kept_and_tabled(tmp_path, capsys):
     path = tmp_path / 'results.json'
     for seed, value in enumerate((10.0, 12.0)):

@@ -412,14 +412,21 @@ def test_side_information_and_overlapping_patches_work_with_pairs():
         (dict(task='detection'), "task must be 'reid' or 'fgvc'"),
         (dict(infer_branch='pwca'), "infer_branch must be 'both', 'sa' or 'glca'"),
         (dict(glca=None, infer_branch='glca'), 'needs the GLCA branch'),
-        (dict(glca=dict(ratio=0.0)), r'glca.ratio must be in \(0, 1\]'),
+        (dict(glca=dict(ratio=0.0)), r'glca.ratio must be a number in \(0, 1\]'),
         (dict(glca=dict(input='first')), 'glca.input must be one of'),
         (dict(glca=dict(pool='max')), 'glca.pool must be one of'),
         (dict(glca=dict(init='zero')), 'glca.init must be one of'),
         (dict(glca=dict(num_blocks=2)), r'glca.num_blocks must be one of \(1,\), got 2'),
         (dict(glca=dict(blocks=1)), r"__init__\(\) got an unexpected keyword argument 'blocks'"),
-        (dict(glca=False), 'glca must be a dict, or None for no such branch, got False'),
-        (dict(pwca=False), 'pwca must be a dict, or None for no such branch, got False'),
+        (dict(glca=False), 'glca must be a dict, or None for none, got False'),
+        (dict(pwca=False), 'pwca must be a dict, or None for none, got False'),
+        (dict(loss_weighting=False), 'loss_weighting must be a dict, or None for none, got False'),
+        (dict(loss_weighting=dict(w_min='-4')), "init and w_min must be numbers, got .* '-4'"),
+        (dict(loss_weighting=dict(init=None)), 'init and w_min must be numbers, got None'),
+        (dict(normalize_parts='False'), "normalize_parts must be True or False, got 'False'"),
+        (dict(glca=dict(ratio=True)), 'glca.ratio must be a number .* got True'),
+        (dict(glca=dict(ratio='0.3')), "glca.ratio must be a number .* got '0.3'"),
+        (dict(glca=dict(num_heads=3)), r"\['num_heads'\] are given twice: leave them out of glca"),
         (dict(pwca=dict(on=True)), r"__init__\(\) got an unexpected keyword argument 'on'"),
         (dict(pwca=dict(enable='False')), "pwca.enable must be .* got 'False'"),
         (dict(pwca=dict(pairing='same')), 'pwca.pairing must be'),
@@ -436,6 +443,24 @@ def test_side_information_and_overlapping_patches_work_with_pairs():
 def test_wrong_settings_are_refused(head, message):
     with pytest.raises((ValueError, TypeError), match=message):
         build(head)
+
+
+def test_weights_of_the_losses_need_no_type():
+    assert build(dict(loss_weighting=dict(w_min=-4))).head.loss_weighting.w_min == -4
+
+
+def test_heads_of_the_block_may_be_set_among_its_options():
+    head = {k: v for k, v in HEAD.items() if k != 'num_heads'}
+    cfg = dict(type='ReIdentifier', backbone=VIT, head={**head, 'glca': dict(num_heads=4)})
+    assert MODELS.build(cfg).head.glca.block.attn.num_heads == 4
+
+
+def test_partners_of_mixed_images_follow_their_main_identity():
+    head = build(dict(pwca=dict(pairing='intra'))).head.train()
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    mixed = 0.7 * torch.eye(4)[labels] + 0.3 * torch.eye(4)[3 - labels]
+    partner = head.token_options(mixed)['partner']
+    assert torch.equal(labels[partner], labels)
 
 
 def test_a_backbone_without_class_token_is_refused():

@@ -136,11 +136,15 @@ class DCALHead(ReIDHead):
         super().__init__(num_classes, in_channels, **kwargs)
         if infer_branch not in ('both', 'sa', 'glca'):
             raise ValueError(f"infer_branch must be 'both', 'sa' or 'glca', got {infer_branch!r}")
-        for name, value in (('glca', glca), ('pwca', pwca)):
+        for name, value in (('glca', glca), ('pwca', pwca), ('loss_weighting', loss_weighting)):
             if value is not None and not isinstance(value, Mapping):
-                raise ValueError(
-                    f'{name} must be a dict, or None for no such branch, got {value!r}'
-                )
+                raise ValueError(f'{name} must be a dict, or None for none, got {value!r}')
+        if not isinstance(normalize_parts, bool):
+            raise ValueError(f'normalize_parts must be True or False, got {normalize_parts!r}')
+        block = dict(num_heads=num_heads, feedforward_channels=feedforward_channels)
+        block = {option: value for option, value in block.items() if value is not None}
+        if twice := sorted(block.keys() & (glca or {})):
+            raise ValueError(f'{twice} are given twice: leave them out of glca')
         if infer_branch == 'glca' and glca is None:
             raise ValueError("infer_branch='glca' needs the GLCA branch; glca is None")
         self.task = task
@@ -151,9 +155,7 @@ class DCALHead(ReIDHead):
         self.glca = None
         self._glca_options = None
         if glca is not None:
-            self._glca_options = dict(
-                num_heads=num_heads, feedforward_channels=feedforward_channels, **glca
-            )
+            self._glca_options = {**block, **glca}
         self.pwca = PWCASettings(**pwca) if pwca is not None else None
         if self.pwca is not None and not self.pwca.enable:
             self.pwca = None
@@ -167,7 +169,8 @@ class DCALHead(ReIDHead):
                 raise ValueError(
                     f'loss_weighting.tasks are the branches that learn, {branches}: leave it out'
                 )
-            self.loss_weighting = MODELS.build({**loss_weighting, 'tasks': branches})
+            kind = dict(type='UncertaintyWeightedLoss')
+            self.loss_weighting = MODELS.build({**kind, **loss_weighting, 'tasks': branches})
         self._register_load_state_dict_pre_hook(self._drop_surplus)
 
     def _check_classification(self, normalize_parts: bool) -> None:

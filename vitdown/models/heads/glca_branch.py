@@ -64,8 +64,8 @@ class GLCABranch(BaseModule):
         ):
             if value not in known:
                 raise ValueError(f'glca.{name} must be one of {known}, got {value!r}')
-        if not 0 < ratio <= 1:
-            raise ValueError(f'glca.ratio must be in (0, 1], got {ratio}')
+        if type(ratio) not in (int, float) or not 0 < ratio <= 1:
+            raise ValueError(f'glca.ratio must be a number in (0, 1], got {ratio!r}')
         self.ratio = ratio
         self.input = input
         self.pool = pool

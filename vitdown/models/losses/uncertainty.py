@@ -21,6 +21,9 @@ class UncertaintyWeightedLoss(nn.Module):
         init (float | Sequence[float]): Initial ``w`` of all tasks or of each. Defaults to 0.
         w_min (float, optional): Lower bound of the ``w`` that are used. Defaults to None.
 
+    Raises:
+        ValueError: If ``init`` or ``w_min`` are no numbers, or ``init`` has one too many or few.
+
     Examples:
         >>> weighting = UncertaintyWeightedLoss(['sa', 'glca'])
         >>> total, logs = weighting(dict(sa=torch.tensor(2.0), glca=torch.tensor(4.0)))
@@ -35,7 +38,10 @@ class UncertaintyWeightedLoss(nn.Module):
         w_min: float | None = None,
     ) -> None:
         super().__init__()
-        values = [init] * len(tasks) if isinstance(init, int | float) else list(init)
+        values = list(init) if isinstance(init, Sequence) else [init] * len(tasks)
+        numbers = [*values, *([] if w_min is None else [w_min])]
+        if not all(type(value) in (int, float) for value in numbers):
+            raise ValueError(f'init and w_min must be numbers, got {init!r} and {w_min!r}')
         if len(values) != len(tasks):
             raise ValueError(f'init has {len(values)} values for the tasks {list(tasks)}')
         self.w_min = w_min
