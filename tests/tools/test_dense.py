@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import zipfile
 
@@ -16,9 +17,10 @@ from PIL import Image
 
 from tests.conftest import ROOT, run_tool
 from tools.analysis_tools import browse_dataset
+from tools.dataset_converters import unpack_camvid, unpack_coco
 from vitdown.checkpoint import load_checkpoint_file
 from vitdown.engine.complexity import forward_of, get_flops, input_size
-from vitdown.engine.launch import load_config
+from vitdown.engine.launch import ConfigError, load_config
 from vitdown.registry import DATASETS, MODELS
 
 NUCLEI = ROOT / 'configs/stvit/mask-rcnn_stvit-r-swin-mini_fpn_1xb4-4e_nuclei-256.py'
@@ -234,17 +236,46 @@ def test_flops_of_a_detector():
     assert input_size(model) == (800, 1280)
 
 
-def test_a_pack_without_its_images_is_refused(nuclei_pack, tmp_path):
-    content = json.loads((nuclei_pack / 'val.json').read_text())
+def spoil_image(pack):
+    content = json.loads((pack / 'val.json').read_text())
     content['images'][0]['file_name'] = 'val/lost.jpg'
-    broken = tmp_path / 'pack'
-    broken.mkdir()
-    (broken / 'val.json').write_text(json.dumps(content))
-    (broken / 'images.zip').write_bytes((nuclei_pack / 'images.zip').read_bytes())
-    tool = 'tools/dataset_converters/unpack_coco.py'
-    result = run_tool(tool, broken, tmp_path / 'out', check=False)
-    assert result.returncode == 2
-    assert 'val/lost.jpg' in result.stderr
+    (pack / 'val.json').write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (spoil_image, 'val.json: val/lost.jpg and 0 more are not in images.zip'),
+        (lambda pack: (pack / 'val.json').write_text('{"images": ['), 'val.json is no JSON file'),
+        (lambda pack: (pack / 'val.json').write_text('{}'), 'val.json has no list of images'),
+        (lambda pack: (pack / 'val.json').write_text('[]'), 'val.json has no list of images'),
+        (lambda pack: (pack / 'images.zip').write_text('page'), 'images.zip is no zip file'),
+        (lambda pack: (pack / 'images.zip').unlink(), 'needs images.zip and at least one'),
+    ],
+    ids=['image', 'json', 'keys', 'list', 'zip', 'no zip'],
+)
+def test_a_broken_pack_is_refused(nuclei_pack, tmp_path, monkeypatch, spoil, message):
+    """And nothing of it is written."""
+    pack = shutil.copytree(nuclei_pack, tmp_path / 'pack')
+    spoil(pack)
+    monkeypatch.setattr(sys, 'argv', ['tool', str(pack), str(tmp_path / 'out')])
+    with pytest.raises(ConfigError, match=message):
+        unpack_coco.main()
+    assert not (tmp_path / 'out').exists()
+
+
+def test_another_file_than_camvids_is_refused(tmp_path, monkeypatch):
+    pack = tmp_path / 'camvid.npz'
+    monkeypatch.setattr(sys, 'argv', ['tool', str(pack), str(tmp_path / 'out')])
+    with pytest.raises(FileNotFoundError, match='camvid.npz does not exist'):
+        unpack_camvid.main()
+    pack.write_text('page')
+    with pytest.raises(ConfigError, match='camvid.npz is no .npz file'):
+        unpack_camvid.main()
+    np.savez(pack, class_names=np.array(['sky']), train_jpeg=np.zeros(1))
+    with pytest.raises(ConfigError, match='has no train_offsets; is it the CamVid pack'):
+        unpack_camvid.main()
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_segmentor_trains(tmp_path):

@@ -4,10 +4,15 @@ python tools/dataset_converters/unpack_camvid.py camvid_240x180.npz DESTINATION
 
 DESTINATION gets images/{train,val,test}/NAME.jpg and masks/{train,val,test}/NAME.png (class
 indices; 255 for what is not labelled) and classes.txt.
+
+The .npz file has class_names (its "unlabelled" is the last) and for PART in train, val, test:
+PART_jpeg (uint8, all JPEG files one after another), PART_offsets (image i is bytes
+offsets[i]:offsets[i+1]), PART_masks (N, H, W) and PART_names.
 """
 
 import argparse
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,7 @@ from vitdown.engine.launch import ConfigError, run_tool
 from vitdown.files import write_atomically
 
 PARTS = ('train', 'val', 'test')
+KEYS = ('jpeg', 'offsets', 'masks', 'names')
 IGNORED = 255
 
 
@@ -36,8 +42,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.pack.is_file():
         raise FileNotFoundError(f'{args.pack} does not exist')
+    if not zipfile.is_zipfile(args.pack):
+        raise ConfigError(f'{args.pack} is no .npz file')
     with np.load(args.pack) as pack:
-        missing = [f'{part}_jpeg' for part in PARTS if f'{part}_jpeg' not in pack]
+        keys = ['class_names', *(f'{part}_{key}' for part in PARTS for key in KEYS)]
+        missing = [key for key in keys if key not in pack]
         if missing:
             raise ConfigError(f'{args.pack} has no {missing[0]}; is it the CamVid pack?')
         names = [str(name) for name in pack['class_names'] if str(name) != 'unlabelled']

@@ -15,6 +15,22 @@ from vitdown.engine.launch import ConfigError, run_tool
 from vitdown.files import write_atomically
 
 
+def read_part(path: Path) -> dict:
+    """A part's annotations.
+
+    Raises:
+        ConfigError: If the file is none of COCO's.
+    """
+    try:
+        annotations = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f'{path} is no JSON file: {error}') from None
+    for key in ('images', 'categories', 'annotations'):
+        if not isinstance(annotations, dict) or not isinstance(annotations.get(key), list):
+            raise ConfigError(f'{path} has no list of {key}, which COCO annotations have')
+    return annotations
+
+
 def check_part(annotations: dict, names: set[str], part: str) -> tuple[int, int]:
     """Number of images and annotations of a part.
 
@@ -38,18 +54,20 @@ def main() -> None:
     parser.add_argument('pack', type=Path, help='folder with images.zip and *.json')
     parser.add_argument('destination', type=Path, help='folder to write')
     args = parser.parse_args()
-    parts = sorted(args.pack.glob('*.json'))
-    if not parts or not (args.pack / 'images.zip').is_file():
+    images, parts = args.pack / 'images.zip', sorted(args.pack.glob('*.json'))
+    if not parts or not images.is_file():
         raise ConfigError(f'{args.pack} needs images.zip and at least one .json file')
-    args.destination.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(args.pack / 'images.zip') as archive:
+    if not zipfile.is_zipfile(images):
+        raise ConfigError(f'{images} is no zip file')
+    with zipfile.ZipFile(images) as archive:
         names = set(archive.namelist())
-        for part in parts:
-            content = part.read_bytes()
-            counts = check_part(json.loads(content), names, part.name)
-            write_atomically(content, args.destination / part.name)
-            print(f'{part.stem}: {counts[0]} images, {counts[1]} instances')
+        # Nothing is written unless all parts are right.
+        counts = [check_part(read_part(part), names, part.name) for part in parts]
+        args.destination.mkdir(parents=True, exist_ok=True)
         archive.extractall(args.destination)
+    for part, (num_images, num_instances) in zip(parts, counts):
+        write_atomically(part.read_bytes(), args.destination / part.name)
+        print(f'{part.stem}: {num_images} images, {num_instances} instances')
 
 
 if __name__ == '__main__':
