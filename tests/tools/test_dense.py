@@ -13,6 +13,8 @@ import pytest
 import torch
 from mmdet.apis import DetInferencer
 from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from PIL import Image
 
 from tests.conftest import ROOT, run_tool
@@ -234,6 +236,25 @@ def test_flops_of_a_detector():
     assert cost.by_module['MaskRCNN.backbone'] == backbone.macs
     assert cost.macs > cost.by_module['MaskRCNN.neck'] + backbone.macs
     assert input_size(model) == (800, 1280)
+
+
+@pytest.mark.parametrize(
+    ('config', 'size'),
+    [
+        ('upernet_stvit-r-swin-t_8xb2-240k_ade20k-512x512', (512, 512)),
+        ('upernet_swin-t_8xb2-240k_ade20k-512x512', (512, 512)),
+        ('upernet_stvit-r-swin-mini_1xb8-4e_camvid-180x240', (192, 256)),
+        ('upernet_swin-mini_1xb8-4e_camvid-180x240', (192, 256)),
+    ],
+)
+def test_the_cost_of_a_segmentor_is_that_of_its_training_images(config, size):
+    """Whether or not its backbone has an image size."""
+    cfg = load_config(str(ROOT / f'configs/stvit/{config}.py'))
+    model = MODELS.build(cfg.model)
+    images = [torch.zeros(3, 512, 400) if size == (512, 512) else torch.zeros(3, 180, 240)]
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, *images[0].shape[1:])))
+    batch = model.data_preprocessor(dict(inputs=images, data_samples=[sample]), training=True)
+    assert tuple(input_size(model)) == tuple(batch['inputs'].shape[2:]) == size
 
 
 def spoil_image(pack):

@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar='PIXELS',
         help="height and width (or one number) of the image; default: the backbone's img_size, "
-        '800 1280 for detectors',
+        '800 1280 for detectors, the size in training for segmentors',
     )  # fmt: skip
     parser.add_argument('--depth', type=int, default=2, help='depth of the module table')
     parser.add_argument('--bits', action='store_true', help='a table of layers with their bits')

@@ -38,11 +38,13 @@ def _is_detector(model: nn.Module) -> bool:
 def input_size(model: nn.Module) -> tuple[int, int] | None:
     """Height and width that a model's cost is usually stated for; None if unknown.
 
-    800 x 1280 for MMDetection's detectors, else the backbone's ``img_size``.
+    800 x 1280 for MMDetection's detectors, what images are padded to for training for
+    MMSegmentation's segmentors, else the backbone's ``img_size``.
     """
     if _is_detector(model):
         return 800, 1280
-    return getattr(model.backbone, 'img_size', None)
+    padded = getattr(getattr(model, 'data_preprocessor', None), 'size', None)
+    return padded or getattr(model.backbone, 'img_size', None)
 
 
 def forward_of(model: nn.Module) -> Callable[[Tensor], object]:

@@ -3,7 +3,7 @@ _base_ = './upernet_swin.py'
 
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    data_preprocessor=dict(size=None, size_divisor=32),
+    data_preprocessor=dict(size=(192, 256)),
     backbone=dict(
         embed_dims=32,
         depths=[1, 1, 6, 1],
