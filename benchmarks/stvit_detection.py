@@ -1,7 +1,8 @@
 """Train the small Mask R-CNNs on nuclei, STViT-R-Swin and its Swin twin, with several seeds.
 
-Prints box and mask AP of both. Runs that have finished are read, interrupted ones go on, so the
-command can be repeated until all are done.
+Prints box and mask AP of both; a detector that finds nothing has an AP of 0. Runs that have
+finished are read, interrupted ones go on, so the command can be repeated until all are done. Each
+keeps its settings beside its results, and with other settings it is refused.
 
     # VITDOWN_DATA: the folder with nuclei_dsb2018, from tools/dataset_converters/unpack_coco.py
     python benchmarks/stvit_detection.py --seeds 0 1 2 --minutes 5
@@ -14,6 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from vitdown.checkpoint import find_resumable_checkpoint
+from vitdown.engine.launch import ConfigError, run_tool
+from vitdown.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/stvit/mask-rcnn_{}-mini_fpn_1xb4-4e_nuclei-256.py'
@@ -30,24 +35,54 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def result(work_dir: Path) -> dict[str, float] | None:
-    """Metrics of a finished run."""
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
-        for line in reversed(path.read_text().splitlines()):
-            entry = json.loads(line)
-            if METRICS[0] in entry:
-                return {name: 100 * entry[name] for name in METRICS}
-    return None
+def result(work_dir: Path, config: str, options: list[str], seconds: float) -> dict | None:
+    """Metrics in percent of a run, which is trained and tested if need be.
+
+    Returns:
+        dict | None: None if the time does not suffice.
+
+    Raises:
+        ConfigError: If the folder holds a run with other settings.
+    """
+    record = work_dir / 'result.json'
+    settings = {'config': config, 'options': options}
+    saved = json.loads(record.read_text()) if record.is_file() else {'settings': settings}
+    if saved['settings'] != settings:
+        raise ConfigError(
+            f'{work_dir} holds a run with {saved["settings"]}, not {settings}; name another '
+            '--work-dir'
+        )
+    if 'metrics' not in saved and seconds > 1:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(json.dumps(saved).encode(), record)
+        if train(config, work_dir, options, seconds):
+            saved['metrics'] = test(config, work_dir, options)
+            write_atomically(json.dumps(saved, indent=2).encode(), record)
+    return saved.get('metrics')
 
 
-def train(config: str, work_dir: Path, options: list[str], seconds: float) -> None:
-    """Train for a time at most; checkpoints are written every epoch."""
-    command = [sys.executable, 'tools/train.py', config, '--work-dir', work_dir, '--resume',
-               '--cfg-options', *options]  # fmt: skip
+def train(config: str, work_dir: Path, options: list[str], seconds: float) -> bool:
+    """Train for a time at most; checkpoints are written every epoch. Whether it is done."""
     try:
-        subprocess.run(map(str, command), cwd=ROOT, timeout=seconds, check=True)
+        run_in_root('tools/train.py', config, '--work-dir', work_dir, '--resume', '--no-validate',
+                    '--cfg-options', *options, timeout=seconds)  # fmt: skip
     except subprocess.TimeoutExpired:
         print(f'{work_dir}: out of time, to be continued')
+        return False
+    return True
+
+
+def test(config: str, work_dir: Path, options: list[str]) -> dict[str, float]:
+    """Metrics of the last checkpoint; none is reported where nothing is detected."""
+    path = work_dir / 'metrics.json'
+    run_in_root('tools/test.py', config, find_resumable_checkpoint(work_dir), '--work-dir',
+                work_dir, '--out', path, '--cfg-options', *options)  # fmt: skip
+    found = json.loads(path.read_text())
+    return {name: 100 * found.get(name, 0.0) for name in METRICS}
+
+
+def run_in_root(*command: str | Path, timeout: float | None = None) -> None:
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, timeout=timeout, check=True)
 
 
 def main() -> None:
@@ -57,11 +92,9 @@ def main() -> None:
     for seed in args.seeds:
         for name, kind in MODELS.items():
             work_dir = args.work_dir.resolve() / f'{kind}-{seed}'
-            seconds = end - time.monotonic()
-            if result(work_dir) is None and seconds > 1:
-                options = [f'randomness.seed={seed}', *args.cfg_options]
-                train(CONFIG.format(kind), work_dir, options, seconds)
-            if metrics := result(work_dir):
+            options = [f'randomness.seed={seed}', *args.cfg_options]
+            metrics = result(work_dir, CONFIG.format(kind), options, end - time.monotonic())
+            if metrics:
                 rows[name].append(metrics)
     print(f'\n| model | runs | {" | ".join(name.removeprefix("coco/") for name in METRICS)} |')
     print('| --- ' * (2 + len(METRICS)) + '|')
@@ -75,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)
