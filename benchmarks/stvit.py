@@ -39,7 +39,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
+    parser.add_argument(
+        '--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32',
+        help='others than float32: mixed precision, the only one the released code runs in',
+    )  # fmt: skip
     parser.add_argument('--cpu-time', action='store_true', help='of the process, beside other work')
     return parser.parse_args()
 
@@ -121,15 +124,16 @@ def main() -> None:
         models, shape = TASKS[task](args)
         for model in models.values():
             model.eval()
-            model.to(device=device, dtype=dtype)
-        images = torch.rand(shape, device=device, dtype=dtype)
+            model.to(device)
+        images = torch.rand(shape, device=device)
         same = OURS if task == 'classification' else OFFICIAL_MASK
-        error = max(
-            float((a - b).abs().max())
-            for a, b in zip(models[same](images), models[RELEASED](images))
-        )
         clock = time.process_time if args.cpu_time else time.perf_counter
-        seconds = measure(models, images, args.rounds, clock)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            error = max(
+                float((a - b).abs().max())
+                for a, b in zip(models[same](images), models[RELEASED](images))
+            )
+            seconds = measure(models, images, args.rounds, clock)
         print(
             f'\n{task}, {args.arch}, {"x".join(map(str, shape))}, {args.device}, {args.dtype}, '
             f'{args.threads} threads, {args.rounds} rounds; {RELEASED!r} differs from {same!r} by '

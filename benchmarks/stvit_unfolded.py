@@ -95,7 +95,8 @@ def unfold(
     bottom, right = layout.padding
     mask = None
     if layout.pad_mask == 'official':
-        mask = x.new_zeros(x.shape[1:3])
+        # Single precision in mixed precision, too
+        mask = torch.zeros(x.shape[1:3], device=x.device)
         mask[-bottom:, -right:] = HIDDEN
         mask = F.pad(mask, (before, after, before, after), value=HIDDEN)
         mask = mask.unfold(0, reach, step).unfold(1, reach, step).flatten(2).flatten(0, 1)
