@@ -30,7 +30,11 @@ STVIT = dict(
     img_size=(64, 32),
     num_base=2,
 )
-SWIN = dict(type='STViTSwin', arch=dict(embed_dims=8, depths=[1, 1, 6, 1], num_heads=[1, 1, 2, 4]))
+SWIN = dict(
+    type='STViTSwin',
+    arch=dict(embed_dims=8, depths=[1, 1, 6, 1], num_heads=[1, 1, 2, 4]),
+    layer_scale_init_value=1.0,
+)
 BNNECK = dict(type='BNNeckHead', num_classes=6, in_channels=24)
 DCAL = dict(
     type='DCALHead', num_classes=6, in_channels=24, num_heads=3, feedforward_channels=48
