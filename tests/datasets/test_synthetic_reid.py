@@ -72,7 +72,11 @@ def test_every_query_has_a_match_under_another_camera(tmp_path):
 
 
 def test_drawn_once(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match='does not exist.*make_synthetic_reid.py'):
+        SyntheticReID(str(tmp_path), 'train', settings=TINY, draw=False)
+    assert not list(tmp_path.iterdir())
     SyntheticReID(str(tmp_path), 'train', settings=TINY)
+    SyntheticReID(str(tmp_path), 'train', settings=TINY, draw=False)
     monkeypatch.setattr(module, '_write_images', None)
     SyntheticReID(str(tmp_path), 'test', settings=TINY)
     assert len(list(tmp_path.iterdir())) == 1

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, run_tool
-from vitdown.datasets import CSVReIDDataset
+from vitdown.datasets import CSVReIDDataset, SyntheticReID
 from vitdown.datasets.unlearnable import Key, class_filters, convolve_image, poison_mask
 from vitdown.datasets.unlearnable.protect import ProtectionError, Settings, SourceImage, protect
-from vitdown.datasets.unlearnable.sources import class_folder_images
+from vitdown.datasets.unlearnable.sources import class_folder_images, dataset_images
 
 TOOL = 'tools/dataset_converters/make_unlearnable.py'
 SECRET = 'correct-horse-battery-staple-7261'
@@ -304,6 +304,18 @@ def test_protects_a_reid_set(tool, market_root, tmp_path, key_file):
     assert not (output / 'query').exists()
 
 
+def test_a_synthetic_set_is_read_only(tmp_path):
+    settings = dict(num_train_ids=2, num_test_ids=2, num_cameras=2, images_per_camera=2,
+                    image_size=(32, 16))  # fmt: skip
+    with pytest.raises(FileNotFoundError, match='Draw it first'):
+        dataset_images('SyntheticReID', tmp_path, dict(settings=settings))
+    assert not list(tmp_path.iterdir())
+    drawn = SyntheticReID(str(tmp_path), 'train', settings=settings)
+    images = dataset_images('SyntheticReID', tmp_path, dict(settings=settings))
+    assert len(images) == len(drawn)
+    assert {image.label for image in images} == {0, 1}
+
+
 def test_jpeg_comes_with_a_warning(tool, photos, tmp_path, monkeypatch):
     monkeypatch.setenv('SOME_KEY', 'seed:3')
     command = (photos, tmp_path / 'out', '--key-variable', 'SOME_KEY')
@@ -361,6 +373,25 @@ def places(tmp_path_factory) -> dict[str, Path]:
         ('photos/dogs/young', 'x', '--key-file good.key', 'has no class folders'),
         ('photos', 'x', '--key-file good.key --dataset Zoo', "no dataset type 'Zoo'"),
         ('photos', 'x', '--key-file good.key --dataset-options a=1', 'name its type'),
+        *(
+            (
+                'photos',
+                'x',
+                f'--key-file good.key --dataset {kind} --dataset-options {option}=1 a=1',
+                f'dataset option(s) {option} cannot be chosen',
+            )
+            for kind, option in (
+                ('Omniglot', 'subset'),
+                ('PackedCIFAR', 'split'),
+                ('Omniglot', 'type'),
+                ('PackedCIFAR', 'data_root'),
+                ('Market1501', 'pipeline'),
+                ('SyntheticReID', 'draw'),
+            )
+        ),
+        ('photos', 'x', '--key-file good.key --dataset SyntheticReID', 'Draw it first with'),
+        ('photos', 'done', '--key-file good.key --dataset SyntheticReID --verify', 'Draw it first'),
+        ('photos', 'x', '--key-file good.key --workers 0', '--workers must be at least 1, got 0'),
         ('photos', 'x', '--key-file good.key --format jpeg --fraction 0.5', 'stay unprotected'),
         ('photos', 'done', '--key-file good.key --verify --blur 0.1', '0.06 instead of 0.1'),
         ('photos', 'done', '--key-file good.key --verify --same-filter', 'False instead of True'),

@@ -92,7 +92,9 @@ def given_settings(args: argparse.Namespace) -> dict:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Source, output and key file must not lie in one another; options need what they are for."""
+    """Source, output and key file must not lie in one another; options must make sense."""
+    if args.workers < 1:
+        raise ConfigError(f'--workers must be at least 1, got {args.workers}.')
     if args.dataset_options and not args.dataset:
         raise ConfigError('--dataset-options are those of a --dataset; name its type.')
     source, output = Path(args.source).resolve(), Path(args.output).resolve()
@@ -118,7 +120,7 @@ def main() -> None:
     if key.is_guessable:
         warn('the key is a 32-bit seed, which can be found by trying; use a long secret to publish')
     if args.dataset:
-        images, others = dataset_images(args.dataset, args.source, **args.dataset_options), []
+        images, others = dataset_images(args.dataset, args.source, args.dataset_options), []
     else:
         images, others = class_folder_images(args.source)
     if others:

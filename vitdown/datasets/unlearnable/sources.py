@@ -1,7 +1,7 @@
 """Where images to protect come from: folders of classes, or any of the datasets."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from vitdown.registry import DATASETS
 
 from ..base import ReIDDataset
 from ..files import IMAGE_SUFFIXES
+from ..synthetic_reid import SyntheticReID
 from ..transforms.decoding import decode_image, read_bytes, to_bgr_uint8
 from .protect import ProtectionError, SourceImage, all_files
 
@@ -34,13 +35,13 @@ def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], l
     images = []
     for label, folder in enumerate(folders):
         files = all_files(folder)
-        found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+        found = [path for path in files if _is_image(path)]
         if not found:
             raise ProtectionError(
                 f'The class folder {folder} has no images ({", ".join(IMAGE_SUFFIXES)}). Remove '
                 'it: it would count as a class and shift the filters of all after it.'
             )
-        others += [path.relative_to(source).as_posix() for path in files if path not in found]
+        others += [path.relative_to(source).as_posix() for path in files if not _is_image(path)]
         images += [
             SourceImage(
                 path.relative_to(source).as_posix(), label, folder.name, _file_reader(str(path))
@@ -56,9 +57,9 @@ def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], l
 
 
 def dataset_images(
-    dataset_type: str, source: str | os.PathLike, **options: Any
+    dataset_type: str, source: str | os.PathLike, options: Mapping[str, Any] | None = None
 ) -> list[SourceImage]:
-    """Training images of a dataset for re-ID or classification.
+    """Training images of a dataset for re-ID or classification; nothing is written.
 
     In re-ID, identities are the classes, in sorted order. Images of a classification set that have
     no names are called ``<class>/<index>``.
@@ -66,23 +67,33 @@ def dataset_images(
     Args:
         dataset_type: A type of vitdown's datasets, e.g. ``'Market1501'`` or ``'PackedCIFAR'``.
         source: Its ``data_root``.
-        **options: Further arguments of it, e.g. ``ann_file``.
+        options: Further arguments of it, e.g. ``ann_file``.
 
     Raises:
-        ProtectionError: There is no such type, or it is one of detection or segmentation.
+        ProtectionError: There is no such type, it is one of detection or segmentation, or an option
+            is not free.
     """
     kind = DATASETS.get(dataset_type)
     if kind is None or '.' in dataset_type:
         raise ProtectionError(f'vitdown has no dataset type {dataset_type!r}.')
-    cfg = dict(type=dataset_type, data_root=str(source), **options)
-    if issubclass(kind, ReIDDataset):
-        return _reid_images(DATASETS.build(cfg | dict(subset='train')))
-    if issubclass(kind, BaseDataset):
-        return _classification_images(DATASETS.build(cfg | dict(split='train')))
-    raise ProtectionError(
-        f'{dataset_type} is no dataset of re-ID or classification; filters belong to identities or '
-        'image classes.'
-    )
+    is_reid = issubclass(kind, ReIDDataset)
+    if not is_reid and not issubclass(kind, BaseDataset):
+        raise ProtectionError(
+            f'{dataset_type} is no dataset of re-ID or classification; filters belong to '
+            'identities or image classes.'
+        )
+    fixed: dict[str, Any] = dict(type=dataset_type, data_root=str(source), pipeline=[])
+    fixed['subset' if is_reid else 'split'] = 'train'
+    if issubclass(kind, SyntheticReID):
+        fixed['draw'] = False
+    options = options or {}
+    if taken := sorted(fixed.keys() & options.keys()):
+        raise ProtectionError(
+            f'The dataset option(s) {", ".join(taken)} cannot be chosen: the training images of '
+            'the source that is named are protected, as they are stored. Leave them out.'
+        )
+    dataset = DATASETS.build({**options, **fixed})
+    return _reid_images(dataset) if is_reid else _classification_images(dataset)
 
 
 def _classification_images(dataset: BaseDataset) -> list[SourceImage]:
@@ -113,6 +124,10 @@ def _reid_images(dataset: ReIDDataset) -> list[SourceImage]:
             )
         )
     return images
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _name(path: str, root: str) -> str:
