@@ -12,9 +12,7 @@ start at 0.
 """
 
 import argparse
-import hashlib
 import json
-import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from benchmarks.evidence import fingerprint
 from benchmarks.train_table import print_table, spread
 from vitdown.checkpoint import write_atomically
 from vitdown.engine.launch import ConfigError, build_runner, load_config, run_tool
@@ -136,20 +135,6 @@ def resize(pipeline: list[dict], size: tuple[int, int]) -> None:
             step.scale = size[::-1]
         if 'crop_size' in step:
             step.crop_size = size
-
-
-#: What of a config decides about its metrics
-FINGERPRINTED = (
-    'model', 'train_dataloader', 'test_dataloader', 'test_evaluator', 'optim_wrapper',
-    'param_scheduler', 'train_cfg', 'custom_hooks',
-)  # fmt: skip
-
-
-def fingerprint(cfg: Config) -> str:
-    """Short hash of what decides about a training's metrics, apart from the seed and folders."""
-    content = json.dumps({key: cfg.get(key) for key in FINGERPRINTED}, sort_keys=True, default=str)
-    content = content.replace(os.environ.get('VITDOWN_DATA', 'data') + '/', '')
-    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 class Results:

@@ -3,17 +3,37 @@
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from mmengine.config import Config
+
+from vitdown.engine.launch import ConfigError, load_config
 from vitdown.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+#: What of a config decides about its metrics
+FINGERPRINTED = (
+    'model', 'train_dataloader', 'test_dataloader', 'test_evaluator', 'optim_wrapper',
+    'param_scheduler', 'train_cfg', 'custom_hooks',
+)  # fmt: skip
+
+
+def fingerprint(cfg: Config, keys: Sequence[str] = FINGERPRINTED) -> str:
+    """Short hash of what decides about a training's metrics, apart from the seed and folders."""
+    content = json.dumps({key: cfg.get(key) for key in keys}, sort_keys=True, default=str)
+    for folder in (os.environ.get('VITDOWN_DATA', 'data'), ROOT):
+        content = content.replace(f'{folder}/', '')
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -47,8 +67,14 @@ class Run:
             return self.settings
         return dict(config=self.config, options=self.options, metric=self.metric)
 
+    @cached_property
+    def content(self) -> str:
+        """Fingerprint of the config's content."""
+        cfg = load_config(str(ROOT / 'configs' / self.config), self.options)
+        return fingerprint(cfg, (*FINGERPRINTED, 'val_dataloader', 'val_evaluator'))
+
     def result_name(self, seed: int) -> str:
-        """Name of a seed's folder and result; another one when any setting changes."""
+        """Name of a seed's result; another one when any setting changes."""
         text = json.dumps(self.full_settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = self.name.replace(' ', '').replace(',', '-').replace('%', '')
@@ -87,16 +113,58 @@ def add_evidence_arguments(
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--minutes', type=float, default=float('inf'))
     parser.add_argument('--work-dir', default=work_dir)
+    parser.add_argument(
+        '--adopt', action='store_true',
+        help='take results without a fingerprint of their config for those of the present configs',
+    )  # fmt: skip
 
 
-def collect(runs: Sequence[Run], seeds: Sequence[int], work_dir: str, minutes: float) -> None:
+def read_result(path: Path, content: str, adopt: bool = False) -> float | None:
+    """A result that was kept, if it is one of this config.
+
+    Args:
+        path (Path): The file, which need not exist.
+        content (str): Fingerprint of the config.
+        adopt (bool): Give a result without a fingerprint this one.
+
+    Raises:
+        ConfigError: The result has no fingerprint.
+    """
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    if 'content' not in record:
+        if not adopt:
+            raise ConfigError(
+                f'{path} has no fingerprint of its config. If configs have not changed since, take '
+                'such results over by --adopt; else name another --work-dir.'
+            )
+        record['content'] = content
+        write_atomically(json.dumps(record, indent=1).encode(), path)
+    return record['value'] if record['content'] == content else None
+
+
+def collect(
+    runs: Sequence[Run],
+    seeds: Sequence[int],
+    work_dir: str,
+    minutes: float = float('inf'),
+    adopt: bool = False,
+) -> None:
     """Train what has no result yet, and print the table of what there is.
+
+    A result counts for the config that it was taken with; when the config's content changes, it is
+    computed again.
 
     Args:
         runs (Sequence[Run]): The rows.
         seeds (Sequence[int]): All runs with one seed come before the next seed.
         work_dir (str): Folder for trainings and results.
         minutes (float): No training starts after this time.
+        adopt (bool): See :func:`read_result`.
+
+    Raises:
+        ConfigError: See :func:`read_result`.
     """
     start, root = time.monotonic(), Path(work_dir)
     found: dict[str, list[float]] = {run.name: [] for run in runs}
@@ -104,16 +172,19 @@ def collect(runs: Sequence[Run], seeds: Sequence[int], work_dir: str, minutes: f
         for run in runs:
             name = run.result_name(seed)
             result = root / f'{name}.json'
-            if not result.exists():
+            value = read_result(result, run.content, adopt)
+            if value is None:
                 if time.monotonic() - start > minutes * 60:
                     continue
                 began = time.monotonic()
-                value = run.train(seed, root / name)
+                value = run.train(seed, root / f'{name}-{run.content}')
                 seconds = round(time.monotonic() - began)
-                record = dict(value=value, seconds=seconds, settings=run.full_settings)
+                record = dict(
+                    value=value, seconds=seconds, settings=run.full_settings, content=run.content
+                )
                 write_atomically(json.dumps(record, indent=1).encode(), result)
                 print(f'{run.label}, seed {seed}: {value:.2f} ({seconds} s)', flush=True)
-            found[run.name].append(json.loads(result.read_text())['value'])
+            found[run.name].append(value)
     print('| training | metric | mean ± deviation | seeds |\n| --- | --- | --- | --- |')
     for run in runs:
         values = found[run.name]

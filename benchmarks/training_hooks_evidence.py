@@ -4,9 +4,10 @@
     python -m benchmarks.training_hooks_evidence --groups uskd smmix-cifar --minutes 8
 
 Every run is a process of ``tools/train.py``; its result is kept in ``--work-dir`` with all that was
-set, and computed again only when some of it changes. With ``--minutes`` no run is started after
-that time, so that the whole can be done in pieces. The group ``reid-distill`` needs a trained
-teacher, by default that of configs/dcal/dcal_vit-mini_1xb64-40e_omniglot-64x64.py.
+set and a fingerprint of the config, and computed again only when some of it changes. With
+``--minutes`` no run is started after that time, so that the whole can be done in pieces. The group
+``reid-distill`` needs a trained teacher, by default that of
+configs/dcal/dcal_vit-mini_1xb64-40e_omniglot-64x64.py.
 """
 
 import argparse
@@ -150,7 +151,7 @@ def build_runs(args: argparse.Namespace) -> list[Run]:
 
 def main() -> None:
     args = parse_args()
-    collect(build_runs(args), args.seeds, args.work_dir, args.minutes)
+    collect(build_runs(args), args.seeds, args.work_dir, args.minutes, args.adopt)
 
 
 if __name__ == '__main__':

@@ -5,9 +5,10 @@
     python -m benchmarks.unlearnable_evidence --groups cnn --minutes 8
 
 Every run is a process of ``tools/train.py``; its result is kept in ``--work-dir`` with all that was
-set, and computed again only when some of it changes. With ``--minutes`` no run is started after
-that time, so that the whole can be done in pieces. The key is the paper's seed unless the
-environment has another. Rows say in brackets where a run is smaller than its config.
+set and a fingerprint of the config, and computed again only when some of it changes. With
+``--minutes`` no run is started after that time, so that the whole can be done in pieces. The key is
+the paper's seed unless the environment has another. Rows say in brackets where a run is smaller
+than its config.
 """
 
 import argparse
@@ -170,7 +171,7 @@ def main() -> None:
     os.environ.setdefault(KEY_VARIABLE, 'seed:0')
     key = read_key()
     runs = [as_run(experiment, key) for group in args.groups for experiment in GROUPS[group]]
-    collect(runs, args.seeds, args.work_dir, args.minutes)
+    collect(runs, args.seeds, args.work_dir, args.minutes, args.adopt)
 
 
 if __name__ == '__main__':

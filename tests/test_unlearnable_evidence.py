@@ -3,13 +3,16 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+from benchmarks.evidence import Run, collect
 from benchmarks.unlearnable_evidence import GROUPS, Experiment, as_run, clean_rest, main
 from tests.conftest import ROOT
 from vitdown.datasets.unlearnable import Key, poison_mask
-from vitdown.engine.launch import load_config
+from vitdown.engine.launch import ConfigError, load_config
 
 KEY = Key('seed:0')
 
@@ -79,9 +82,47 @@ def test_kept_results_are_read(tmp_path, monkeypatch, capsys):
     row = GROUPS['attack'][0]
     for seed, value in ((0, 10.0), (1, 20.0)):
         (tmp_path / f'{name(row, KEY, seed)}.json').write_text(json.dumps({'value': value}))
-    monkeypatch.setattr(
-        sys, 'argv', ['', '--groups', 'attack', '--work-dir', str(tmp_path), '--minutes', '-1']
-    )
-    main()
+
+    def call(*options: str) -> str:
+        arguments = ['', '--groups', 'attack', '--work-dir', str(tmp_path), '--minutes', '-1']
+        monkeypatch.setattr(sys, 'argv', [*arguments, *options])
+        main()
+        return capsys.readouterr().out.splitlines()[-1]
+
+    with pytest.raises(ConfigError, match='seed0.json has no fingerprint.*--adopt'):
+        call()
     table = '| CNN, clean, L-inf AT (3 of 10 steps) | top1 | 15.0 ± 7.1 | 2 |'
-    assert capsys.readouterr().out.splitlines()[-1] == table
+    assert call('--adopt') == table
+    assert call() == table
+
+
+def test_a_result_belongs_to_the_content_of_its_config(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train(run: Run, seed: int, work_dir: Path) -> float:
+        trained.append(work_dir)
+        return 10.0 * len(trained)
+
+    monkeypatch.setattr(Run, 'train', train)
+    config = tmp_path / 'config.py'
+
+    def call(steps: int) -> str:
+        config.write_text(f"custom_hooks = [dict(type='PGDTrainingHook', steps={steps})]\n")
+        collect([Run('row', str(config))], [0], str(tmp_path))
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert call(3) == call(3) == '| row | top1 | 10.0 | 1 |'
+    assert call(4) == call(4) == '| row | top1 | 20.0 | 1 |'
+    # Not in the folder of the other config, whose training would be resumed
+    assert len(set(trained)) == len(trained) == 2
+
+
+def test_fingerprints_do_not_depend_on_places(monkeypatch):
+    row = GROUPS['attack'][0]
+    found = set()
+    for folder in ('/somewhere', 'else/where'):
+        monkeypatch.setenv('VITDOWN_DATA', folder)
+        found.add(as_run(row, KEY).content)
+    assert len(found) == 1
+    found.add(as_run(replace(row, options={**row.options, 'custom_hooks.0.eps': 0.1}), KEY).content)
+    assert len(found) == 2
