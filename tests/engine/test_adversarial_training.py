@@ -7,7 +7,11 @@ import torch
 from mmengine.model import MMDistributedDataParallel
 from mmpretrain.structures import DataSample
 
-from vitdown.engine.hooks import DeconvolutionTrainingHook, PGDTrainingHook
+from vitdown.engine.hooks import (
+    DeconvolutionTrainingHook,
+    PGDTrainingHook,
+    adversarial_training_hook,
+)
 from vitdown.registry import HOOKS, MODELS
 
 PREPROCESSOR = dict(
@@ -120,6 +124,29 @@ def test_training_sees_attacked_images_only(model, config):
     assert all(torch.equal(inputs, data['inputs']) for inputs, _ in recorder.calls)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'attack', 'options'),
+    [
+        ('PGDTrainingHook', 'pgd_attack',
+         dict(eps=0.1, norm='linf', steps=3, alpha=0.02, random_start=False)),
+        ('DeconvolutionTrainingHook', 'deconvolution_attack',
+         dict(kernel_size=5, steps=3, eta=0.3)),
+    ],
+)  # fmt: skip
+def test_all_options_reach_the_attack(kind, attack, options, monkeypatch):
+    seen = []
+
+    def record(loss, images, *args, **kwargs):
+        seen.append(kwargs)
+        return images if kind == 'PGDTrainingHook' else (images, None, None)
+
+    monkeypatch.setattr(adversarial_training_hook, attack, record)
+    model = MODELS.build(CLASSIFIER)
+    attach(HOOKS.build(dict(type=kind, **options)), model)
+    model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    assert seen == [options]
+
+
 def test_pgd_works_with_mixed_labels_and_deconvolution_refuses_them():
     mixing = dict(augments=[dict(type='mmpretrain.Mixup', alpha=1.0)])
     preprocessor = dict(PREPROCESSOR, batch_augments=mixing)
@@ -137,10 +164,13 @@ def test_pgd_works_with_mixed_labels_and_deconvolution_refuses_them():
 def test_wrong_settings():
     with pytest.raises(ValueError, match="norm must be 'linf' or 'l2'.*'l1'"):
         PGDTrainingHook(norm='l1')
-    with pytest.raises(ValueError, match='steps at least 1'):
-        PGDTrainingHook(steps=0)
-    with pytest.raises(ValueError, match='kernel_size must be odd'):
-        DeconvolutionTrainingHook(kernel_size=2)
+    for kind in (PGDTrainingHook, DeconvolutionTrainingHook):
+        for steps in (0, 2.5):
+            with pytest.raises(ValueError, match=f'an integer of at least 1, got {steps}'):
+                kind(steps=steps)
+    for size in (2, 3.0):
+        with pytest.raises(ValueError, match=f'kernel_size must be odd and positive, got {size}'):
+            DeconvolutionTrainingHook(kernel_size=size)
     for eps in (4, -1, float('nan'), float('inf')):
         with pytest.raises(ValueError, match=f'such as 4 / 255, got {eps}'):
             PGDTrainingHook(eps=eps)

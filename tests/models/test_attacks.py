@@ -128,6 +128,20 @@ def test_kernels_of_the_deconvolution(problem):
     assert torch.equal(kernels, torch.full_like(kernels, 5))
     assert torch.equal(biases, torch.full_like(biases, -5))
 
+    # They are held within -5..5 before each step, not after the last one.
+    seen = []
+
+    def climb(x, index):
+        seen.append(x.max().item())
+        return 100 * x.sum()
+
+    start = torch.zeros(3, 1, 1, 1, 1), torch.zeros(3, 1)
+    _, kernels, _ = deconvolution_attack(
+        climb, torch.ones(6, 3, 1, 1), labels, 1, 3, parameters=start
+    )
+    assert seen == [0] * 3 + [10] * 6
+    assert (kernels > 5).all()
+
 
 def test_constant_images_survive_the_deconvolution(problem):
     model, _, labels = problem

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def _loss(model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
     return model.parse_losses(losses)[0]
 
 
+def _check_steps(steps: int) -> None:
+    if not isinstance(steps, Integral) or steps < 1:
+        raise ValueError(f'steps must be an integer of at least 1, got {steps}.')
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; every module returns to the mode it was in."""
@@ -107,10 +113,9 @@ class PGDTrainingHook(AttackHook):
         alpha: float | None = None,
         random_start: bool = True,
     ) -> None:
-        if norm not in ('linf', 'l2') or steps < 1:
-            raise ValueError(
-                f"norm must be 'linf' or 'l2' and steps at least 1, got {norm!r} and {steps}."
-            )
+        if norm not in ('linf', 'l2'):
+            raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}.")
+        _check_steps(steps)
         if not 0 <= eps <= (1 if norm == 'linf' else math.inf) or not math.isfinite(eps):
             raise ValueError(
                 f'eps must be a radius in pixel values of 0..1, such as 4 / 255, got {eps}.'
@@ -147,10 +152,9 @@ class DeconvolutionTrainingHook(AttackHook):
     """
 
     def __init__(self, kernel_size: int = 7, steps: int = 10, eta: float = 0.1) -> None:
-        if kernel_size < 1 or kernel_size % 2 == 0 or steps < 1:
-            raise ValueError(
-                f'kernel_size must be odd and steps at least 1, got {kernel_size} and {steps}.'
-            )
+        if not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}.')
+        _check_steps(steps)
         if not 0 < eta < math.inf:
             raise ValueError(f'eta must be positive, got {eta}.')
         self.options: dict[str, Any] = dict(kernel_size=kernel_size, steps=steps, eta=eta)
