@@ -100,6 +100,13 @@ def test_options():
         assert np.array_equal(shifted, convolve_image(sample()['img'], FILTERS[(label + 1) % 3]))
 
 
+def test_wrong_options():
+    with pytest.raises(ValueError, match=r'class_shift must be an integer, got 1\.5'):
+        ConvUnlearnable(num_classes=3, class_shift=1.5)
+    with pytest.raises(ValueError, match='center must be finite and positive, or None, got nan'):
+        ConvUnlearnable(num_classes=3, center=float('nan'))
+
+
 def test_reid_identities_are_classes(omniglot_file):
     pipeline = [
         dict(type='LoadReIDImage'),
@@ -180,7 +187,9 @@ def test_random_blur_draws_a_filter_for_each_image():
     assert np.array_equal(RandomConvBlur(prob=0.0)(sample())['img'], sample()['img'])
     with pytest.raises(ValueError, match='kernel_size must be odd'):
         RandomConvBlur(kernel_size=2)
-    with pytest.raises(ValueError, match='prob 0 to 1'):
+    with pytest.raises(ValueError, match='blur_parameter must be finite and not negative, got inf'):
+        RandomConvBlur(blur_parameter=float('inf'))
+    with pytest.raises(ValueError, match='prob must be 0 to 1, got 2'):
         RandomConvBlur(prob=2)
 
 

@@ -1,6 +1,7 @@
 """Class-wise keyed filters: the numbers, the images and the key."""
 
 import hashlib
+import math
 import pickle
 
 import numpy as np
@@ -84,9 +85,19 @@ def test_mask_does_not_depend_on_the_number_of_images():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(num_classes=0), 'num_classes must be at least 1, got 0'),
+        (dict(num_classes=0), 'num_classes must be an integer of at least 1, got 0'),
         (dict(num_classes=2, kernel_size=4), 'kernel_size must be odd and positive, got 4'),
-        (dict(num_classes=2, blur_parameter=-1), 'blur_parameter must not be negative, got -1'),
+        (dict(num_classes=1.5), 'num_classes must be an integer of at least 1, got 1.5'),
+        (dict(num_classes=2, kernel_size=3.0), r'kernel_size must be odd and positive, got 3\.0'),
+        *(
+            (dict(num_classes=2, blur_parameter=blur), f'finite and not negative, got {blur}')
+            for blur in (-1, math.nan, math.inf)
+        ),
+        *(
+            (dict(num_classes=2, center=center), f'positive, or None, got {center}')
+            for center in (0, -1, math.nan, math.inf)
+        ),
+        (dict(num_classes=2, blur_parameter=0, center=None), 'all cells would be 0'),
     ],
 )
 def test_wrong_settings_of_filters(arguments, message):
@@ -155,6 +166,27 @@ def test_black_images_stay_black():
     assert out[1].max() == 1
 
 
+def test_what_a_filter_leaves_nothing_of_comes_back():
+    """A filter that moves all by one pixel, on an image with one pixel at the border."""
+    image, shift = np.zeros((5, 4, 3), np.uint8), np.zeros((3, 3))
+    image[0, 0], shift[1, 2] = 100, 1
+    assert np.array_equal(convolve_image(image, shift), image)
+    both = np.stack([image, image[:, ::-1]]).transpose(0, 3, 1, 2)
+    for top in (1, 255):
+        batch = both if top == 255 else both / np.float32(255)
+        out = convolve_batch(batch, shift[None], np.array([0, 0]))
+        assert out.dtype == batch.dtype
+        assert np.array_equal(out[0], batch[0])
+        assert np.array_equal(np.argwhere(out[1, 0]), [[0, 2]])
+        assert out.max() == top
+
+
+def test_arrays_with_negative_strides():
+    images, labels, filters = noise(4, 3, 6, 5), np.array([0, 1, 1, 2]), class_filters(1, 3)
+    turned = convolve_batch(images[::-1, ::-1], filters[::-1], 2 - labels[::-1])
+    assert np.array_equal(turned[::-1, ::-1], convolve_batch(images, filters, labels))
+
+
 def test_batches_larger_than_a_chunk():
     images = torch.from_numpy(noise(40, 3, 96, 96))
     labels = torch.arange(40) % 4
@@ -206,6 +238,14 @@ def test_wrong_batches():
         convolve_image(np.zeros((4, 4, 3), np.float32), np.ones((3, 3)))
     with pytest.raises(ValueError, match='odd k'):
         convolve_image(np.zeros((4, 4, 3), np.uint8), np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r'shape \(0, 4, 3\) has no pixels'):
+        convolve_image(np.zeros((0, 4, 3), np.uint8), np.ones((3, 3)))
+    for cell in (math.nan, math.inf):
+        with pytest.raises(ValueError, match='cells of filters must be finite'):
+            convolve_batch(images, filters * cell, labels // 2)
+    for cell in (math.nan, math.inf, 1e300, 2000 / 9):
+        with pytest.raises(ValueError, match='must be finite and sum to less than 2000'):
+            convolve_image(np.ones((4, 4, 3), np.uint8), np.full((3, 3), cell))
 
 
 def test_key_is_a_seed_or_a_hashed_secret():

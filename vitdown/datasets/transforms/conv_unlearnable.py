@@ -10,7 +10,7 @@ from mmcv.transforms.utils import cache_randomness
 from vitdown.registry import TRANSFORMS
 
 from ..unlearnable import class_filters, convolve_image, poison_mask, read_key
-from ..unlearnable.filters import draw_filter
+from ..unlearnable.filters import check_filter_options, draw_filter
 
 _DENSE_KEYS = ('gt_bboxes', 'gt_masks', 'gt_seg_map', 'instances', 'seg_map_path')
 
@@ -72,6 +72,8 @@ class ConvUnlearnable(BaseTransform):
         key_variable: str | None = None,
         label_key: str = 'gt_label',
     ) -> None:
+        if _integer(class_shift) is None:
+            raise ValueError(f'class_shift must be an integer, got {class_shift!r}.')
         self._seed = read_key(key_file, key_variable).seed
         filters = class_filters(
             self._seed, num_classes, kernel_size, blur_parameter, center, same_filter
@@ -196,13 +198,9 @@ class RandomConvBlur(BaseTransform):
     def __init__(
         self, kernel_size: int = 3, blur_parameter: float = 0.3, prob: float = 1.0
     ) -> None:
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}.')
-        if blur_parameter < 0 or not 0 <= prob <= 1:
-            raise ValueError(
-                f'blur_parameter must not be negative and prob 0 to 1, got {blur_parameter} and '
-                f'{prob}.'
-            )
+        check_filter_options(kernel_size, blur_parameter)
+        if not 0 <= prob <= 1:
+            raise ValueError(f'prob must be 0 to 1, got {prob}.')
         self.kernel_size = kernel_size
         self.blur_parameter = blur_parameter
         self.prob = prob

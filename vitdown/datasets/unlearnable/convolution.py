@@ -9,6 +9,7 @@ from torch import Tensor
 # Filter cells are rounded to multiples of 2**-26. Sums of cells times grey levels are then integers
 # that float64 holds exactly: no order of summation, no fused instruction changes a result.
 _FIXED_POINT = 2.0**26
+_MAX_SUM = 2000
 
 # Numbers filtered by one call: what a core's cache holds, or what keeps a GPU busy. CPUs filter 16
 # channels at a time.
@@ -26,20 +27,28 @@ def correlate(img: np.ndarray, filt: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 of the image's shape, in grey levels. Exact for the filter rounded to float32 and
-        multiples of 2**-26 (as long as its cells sum to less than 2000).
+        multiples of 2**-26, whose cells must sum to less than 2000.
 
     Raises:
-        ValueError: The image is not uint8 or has another number of dimensions; the filter is not
-            square and odd.
+        ValueError: The image is not uint8, has another number of dimensions or no pixels; the
+            filter is not square and odd, or its cells are not finite or too large.
     """
     if img.dtype != np.uint8 or img.ndim not in (2, 3):
         raise ValueError(
             f'Images to filter must be (H, W) or (H, W, C) uint8, got {img.dtype} of shape '
             f'{img.shape}. Filter before images are converted or normalised.'
         )
+    if not img.size:
+        raise ValueError(f'An image of shape {img.shape} has no pixels to filter.')
     size = filt.shape[0]
     if filt.shape != (size, size) or size % 2 == 0:
         raise ValueError(f'A filter must be (k, k) with odd k, got shape {filt.shape}.')
+    # Also false with NaN
+    if not np.abs(filt).sum() < _MAX_SUM:
+        raise ValueError(
+            f'The cells of a filter must be finite and sum to less than {_MAX_SUM}, got '
+            f'{np.abs(filt).sum():g}.'
+        )
     height, width = img.shape[:2]
     channels = int(np.prod(img.shape[2:]))
     cells = np.rint(filt.astype(np.float32).astype(np.float64) * _FIXED_POINT)
@@ -67,7 +76,8 @@ def convolve_image(img: np.ndarray, filt: np.ndarray, grayscale: bool = False) -
         grayscale: Replace the channels by their mean.
 
     Returns:
-        uint8 of the image's shape, largest value 255. A black image comes back as it is.
+        uint8 of the image's shape, largest value 255. An image that the filter leaves nothing of,
+        such as a black one, comes back as it is.
 
     Raises:
         ValueError: See :func:`correlate`.
@@ -103,15 +113,16 @@ def convolve_batch(
 
     Returns:
         Array or tensor of the images' shape, data type and device; the largest value of every image
-        is 255 (uint8, truncated) or 1. Black images come back as they are.
+        is 255 (uint8, truncated) or 1. Images that the filter leaves nothing of, such as black
+        ones, come back as they are.
 
     Raises:
         ValueError: Shapes or data types don't fit, a label is outside 0..K-1, a floating point
-            pixel outside 0..1.
+            pixel outside 0..1, or a filter has cells that are not finite.
     """
     if isinstance(images, np.ndarray):
-        return convolve_batch(torch.from_numpy(images), filters, labels, grayscale).numpy()
-    filters, labels = torch.as_tensor(filters), torch.as_tensor(labels, device=images.device)
+        return convolve_batch(_as_tensor(images), filters, labels, grayscale).numpy()
+    filters, labels = _as_tensor(filters), _as_tensor(labels).to(images.device)
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(
             f'images must be (N, C, H, W), uint8 or floating point, got {images.dtype} of shape '
@@ -139,6 +150,8 @@ def convolve_batch(
                 'divide grey levels by 255.'
             )
     filters = filters.to(images.device, torch.float32)
+    if not filters.isfinite().all():
+        raise ValueError('The cells of filters must be finite.')
     top = 255 if images.dtype == torch.uint8 else 1
     step = _chunk_length(images)
     # TensorFloat-32 and mixed precision would cost the last bits of most values.
@@ -151,6 +164,13 @@ def convolve_batch(
             part = slice(i, i + step)
             out[part] = _convolve(images[part], filters[labels[part].long()], grayscale, top)
     return out
+
+
+def _as_tensor(values: Tensor | np.ndarray) -> Tensor:
+    # PyTorch takes no negative strides, which flipped arrays have.
+    return torch.as_tensor(
+        np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
+    )
 
 
 def _chunk_length(images: Tensor) -> int:
@@ -171,6 +191,9 @@ def _convolve(images: Tensor, filters: Tensor, grayscale: bool, top: int) -> Ten
     if grayscale:
         out = out.mean(dim=1, keepdim=True).expand(images.shape).contiguous()
     peak = out.amax(dim=(1, 2, 3), keepdim=True)
-    out.mul_(torch.where(peak > 0, top / peak, 0)).clamp_(0, top)
+    lost = (peak <= 0).view(number)
+    out.mul_(top / peak).clamp_(0, top)
+    if lost.any():
+        out[lost] = planes.view(images.shape)[lost]
     # By way of 16 bits, because PyTorch converts float32 to uint8 one number at a time.
     return out.to(torch.int16) if images.dtype == torch.uint8 else out

@@ -5,7 +5,9 @@ the order of the paper's code, so that a seed gives the same filters everywhere 
 global generator is not touched.
 """
 
+import math
 from collections.abc import Sequence
+from numbers import Integral
 from types import ModuleType
 
 import numpy as np
@@ -13,13 +15,27 @@ import numpy as np
 Seed = int | Sequence[int]
 
 
-def _check(num_classes: int, kernel_size: int, blur_parameter: float | None) -> None:
-    if num_classes < 1:
-        raise ValueError(f'num_classes must be at least 1, got {num_classes}.')
-    if kernel_size < 1 or kernel_size % 2 == 0:
+def check_filter_options(
+    kernel_size: int, blur_parameter: float | None, center: float | None = 1.0
+) -> None:
+    """Refuse options that give no filters; see :func:`class_filters`.
+
+    Raises:
+        ValueError: The size is no odd integer, a number is out of range, or all cells would be 0.
+    """
+    if not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}.')
-    if blur_parameter is not None and blur_parameter < 0:
-        raise ValueError(f'blur_parameter must not be negative, got {blur_parameter}.')
+    if blur_parameter is not None and not 0 <= blur_parameter < math.inf:
+        raise ValueError(f'blur_parameter must be finite and not negative, got {blur_parameter}.')
+    if center is not None and not 0 < center < math.inf:
+        raise ValueError(f'center must be finite and positive, or None, got {center}.')
+    if center is None and blur_parameter == 0:
+        raise ValueError('Without a center, blur_parameter must be above 0: all cells would be 0.')
+
+
+def _check_number(num_classes: int) -> None:
+    if not isinstance(num_classes, Integral) or num_classes < 1:
+        raise ValueError(f'num_classes must be an integer of at least 1, got {num_classes}.')
 
 
 def draw_filter(
@@ -58,8 +74,8 @@ def class_filters(
             are.
         kernel_size: Odd side of the filters in pixels.
         blur_parameter: Upper end of the uniform distribution of the cells; None means 1.
-        center: Value of one cell at a random place, which keeps the image recognisable; None
-            leaves all cells to the uniform distribution.
+        center: Value of one cell at a random place, which keeps the image recognisable, above 0;
+            None leaves all cells to the uniform distribution.
         same_filter: Use class 0's filter for all classes: blur that tells no class apart, the
             paper's control.
 
@@ -69,7 +85,8 @@ def class_filters(
     Raises:
         ValueError: An argument is out of range.
     """
-    _check(num_classes, kernel_size, blur_parameter)
+    _check_number(num_classes)
+    check_filter_options(kernel_size, blur_parameter, center)
     random = np.random.RandomState(seed)
     filters = [draw_filter(random, kernel_size, blur_parameter, center) for _ in range(num_classes)]
     if same_filter:
@@ -88,7 +105,8 @@ def poison_draws(
     Returns:
         ``(num_images,)`` float64.
     """
-    _check(num_classes, kernel_size, None)
+    _check_number(num_classes)
+    check_filter_options(kernel_size, None, center)
     random = np.random.RandomState(seed)
     for _ in range(num_classes):
         draw_filter(random, kernel_size, None, center)

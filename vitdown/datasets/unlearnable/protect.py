@@ -23,9 +23,11 @@ from tqdm import tqdm
 
 from vitdown.files import write_atomically
 
+from ..base import JUNK_IDENTITY
+from ..custom import enumerate_names
 from ..transforms.decoding import CorruptImageError, decode_image
 from .convolution import convolve_image
-from .filters import class_filters, poison_mask
+from .filters import check_filter_options, class_filters, poison_mask
 from .key import Key
 
 MANIFEST = 'conv_unlearnable.json'
@@ -33,6 +35,11 @@ TABLE = 'train.csv'
 # What is written so far, while the manifest is not complete
 _JOURNAL = 'conv_unlearnable.jsonl'
 _VERSION = 2
+_ENTRY = dict(source=str, file=str, label=int, filtered=bool, source_sha256=str, sha256=str)
+_FIELDS = dict(
+    complete=bool, settings=dict, num_images=int, num_classes=int, source_digest=str, key_salt=str,
+    key_fingerprint=str, files=list,
+)  # fmt: skip
 _SAVE: dict[str, dict[str, Any]] = {
     'png': dict(format='PNG', compress_level=6),
     'webp': dict(format='WEBP', lossless=True),
@@ -56,16 +63,16 @@ class SourceImage:
         label: Its class, 0..K-1, which chooses the filter.
         identity: Its identity or class as the dataset has it.
         read: Gives the image, (H, W, 3) uint8 BGR.
-        camera: 0-based camera, -1 if unknown.
-        view: 0-based view, -1 if unknown.
+        camera: 0-based camera or its name; unknown: -1, or empty where the others have names.
+        view: 0-based view or its name; the same.
     """
 
     name: str
     label: int
     identity: int | str
     read: Callable[[], np.ndarray]
-    camera: int = -1
-    view: int = -1
+    camera: int | str = -1
+    view: int | str = -1
 
 
 @dataclass(frozen=True)
@@ -85,10 +92,10 @@ class Settings:
     image_format: str = 'png'
 
     def __post_init__(self) -> None:
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ProtectionError(f'The kernel size must be odd, got {self.kernel_size}.')
-        if self.blur_parameter < 0:
-            raise ProtectionError(f'The blur must not be negative, got {self.blur_parameter}.')
+        try:
+            check_filter_options(self.kernel_size, self.blur_parameter)
+        except ValueError as error:
+            raise ProtectionError(str(error)) from None
         if not 0 <= self.poison_fraction <= 1:
             raise ProtectionError(f'The fraction must be 0 to 1, got {self.poison_fraction}.')
         if self.image_format not in FORMATS:
@@ -141,13 +148,13 @@ def protect(
 
     Raises:
         ProtectionError: The folder holds other files, or was begun with other images, settings or
-            another key.
+            another key; its manifest is damaged; the table could not tell the classes apart.
         CorruptImageError: Images can't be decoded; all others are written first.
     """
     output = Path(output)
     names = _output_names(images, settings)
-    manifest = _begin(images, names, output, key, settings)
     filters, chosen = _draw(images, key, settings)
+    manifest = _begin(images, names, output, key, settings)
     journal = _Journal(output / _JOURNAL, manifest['files'])
 
     def write(index: int) -> dict | None:
@@ -161,14 +168,7 @@ def protect(
         if entry and entry['source_sha256'] == source and _file_digest(target) == entry['sha256']:
             return entry
         content = _encode(pixels, filters[image.label], chosen[index], settings)
-        entry = dict(
-            source=image.name,
-            file=names[index],
-            label=image.label,
-            filtered=bool(chosen[index]),
-            source_sha256=source,
-            sha256=hashlib.sha256(content).hexdigest(),
-        )
+        entry = _entry(image, names[index], chosen[index], source, content)
         # First the journal: an image that it does not know would have to be written again.
         journal.add(entry)
         write_atomically(content, target)
@@ -197,9 +197,9 @@ def verify(
 ) -> Check:
     """Compute every protected image again and compare it with the file; look for other files.
 
-    An image matches if it is the file that the manifest lists and has the pixels that source and
-    key give: pixels, so that another version of the image library does not matter with lossless
-    formats.
+    An image matches if it is the file that the manifest lists, with all that it says about it, and
+    has the pixels that source and key give: pixels, so that another version of the image
+    library does not matter with lossless formats.
 
     Args:
         images: Images in the dataset's order.
@@ -210,8 +210,8 @@ def verify(
         **expected: Values of :class:`Settings` that the manifest must have.
 
     Raises:
-        ProtectionError: There is no manifest, it is not complete or belongs to other images, or
-            settings or key are others.
+        ProtectionError: There is no manifest, it is damaged, not complete or belongs to other
+            images, or settings or key are others.
     """
     output = Path(output)
     manifest = _read_manifest(output)
@@ -223,21 +223,23 @@ def verify(
             f'{output} is not complete; run the command that began it again, then verify.'
         )
     filters, chosen = _draw(images, key, settings)
-    listed = {entry['file']: entry['sha256'] for entry in manifest['files']}
+    listed = {entry['file']: entry for entry in manifest['files']}
 
     def compare(index: int) -> str:
         target = output / names[index]
         if not target.is_file():
             return 'missing'
         image = images[index]
-        wanted = _encode(image.read(), filters[image.label], chosen[index], settings)
+        pixels = image.read()
+        wanted = _encode(pixels, filters[image.label], chosen[index], settings)
         content = target.read_bytes()
         try:
             found = decode_image(content, str(target))
         except CorruptImageError:
             return 'different'
-        same = np.array_equal(found, decode_image(wanted, str(target)))
-        same = same and hashlib.sha256(content).hexdigest() == listed.get(names[index])
+        entry = _entry(image, names[index], chosen[index], _pixel_digest(pixels), content)
+        same = entry == listed.get(names[index])
+        same = same and np.array_equal(found, decode_image(wanted, str(target)))
         return 'matching' if same else 'different'
 
     results = _in_parallel(compare, len(images), workers, progress, 'verifying')
@@ -273,11 +275,12 @@ class _Journal:
         self._lock = threading.Lock()
         self.entries = {entry['file']: entry for entry in entries}
         if path.is_file():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors='replace').splitlines():
                 # A kill may leave half a line.
                 with suppress(json.JSONDecodeError):
                     entry = json.loads(line)
-                    self.entries[entry['file']] = entry
+                    if _fits(entry, _ENTRY):
+                        self.entries[entry['file']] = entry
 
     def add(self, entry: dict) -> None:
         with self._lock, open(self.path, 'a') as file:
@@ -308,6 +311,42 @@ def _encode(pixels: np.ndarray, filt: np.ndarray, chosen: bool, settings: Settin
     return buffer.getvalue()
 
 
+def _entry(image: SourceImage, name: str, chosen: bool, source_digest: str, content: bytes) -> dict:
+    """What the manifest says about a file."""
+    return dict(
+        source=image.name,
+        file=name,
+        label=image.label,
+        filtered=bool(chosen),
+        source_sha256=source_digest,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _check_table(images: Sequence[SourceImage], names: Sequence[str]) -> None:
+    """Readers of the table must find the same images and classes."""
+    padded = [name for name in names if name != name.strip()]
+    if padded:
+        raise ProtectionError(
+            f'{len(padded)} file names begin or end with white space, which the table can not '
+            f'keep: {_some([repr(name) for name in padded])}. Rename them.'
+        )
+    cells = {image.label: str(image.identity).strip() for image in images}
+    numbers, _ = enumerate_names(list(cells.values()))
+    for number, group in groupby(sorted(zip(numbers, cells.values())), lambda pair: pair[0]):
+        same = [cell for _, cell in group]
+        if len(same) > 1:
+            raise ProtectionError(
+                f'The classes {" and ".join(map(repr, same))} would be one class in the table; '
+                'rename one of them.'
+            )
+        if number <= JUNK_IDENTITY or not same[0]:
+            raise ProtectionError(
+                f'The class {same[0]!r} would be no class in the table: identities are names, or '
+                'numbers from 0. Rename it.'
+            )
+
+
 def _output_names(images: Sequence[SourceImage], settings: Settings) -> list[str]:
     if not images:
         raise ProtectionError('There are no images to protect.')
@@ -326,6 +365,7 @@ def _output_names(images: Sequence[SourceImage], settings: Settings) -> list[str
         raise ProtectionError(
             f'{" and ".join(first)} would become the same file; rename one of them.'
         )
+    _check_table(images, names)
     return names
 
 
@@ -391,7 +431,8 @@ def _compare(
             f'{output} was made with other settings: {", ".join(differences)}. Use the same, or '
             'name a new folder.'
         )
-    if manifest['source_digest'] != _digest(images):
+    found = manifest['num_images'], manifest['num_classes'], manifest['source_digest']
+    if found != (len(images), 1 + max(image.label for image in images), _digest(images)):
         raise ProtectionError(
             f'{output} was made from other files: {manifest["num_images"]} images of '
             f'{manifest["num_classes"]} classes then, {len(images)} of '
@@ -430,13 +471,33 @@ def _read_manifest(output: Path) -> dict:
         raise ProtectionError(f'{output} has no {MANIFEST}: it is no output of this tool.')
     try:
         manifest = json.loads(path.read_text())
-        if manifest['version'] != _VERSION:
-            raise ProtectionError(
-                f'{path} is of version {manifest["version"]}, this code writes {_VERSION}.'
-            )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ProtectionError(f'{path} is damaged: {error}.') from error
+        version = manifest['version']
+        if version == _VERSION:
+            _check_manifest(manifest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtectionError(
+            f'{path} is damaged ({error}). Bring it back, or protect into a new folder.'
+        ) from error
+    if version != _VERSION:
+        raise ProtectionError(f'{path} is of version {version}, this code writes {_VERSION}.')
     return manifest
+
+
+def _check_manifest(manifest: dict) -> None:
+    if not _fits(manifest, _FIELDS):
+        wrong = [name for name, kind in _FIELDS.items() if not isinstance(manifest.get(name), kind)]
+        raise ValueError(f'no valid {", ".join(wrong)}')
+    bytes.fromhex(manifest['key_salt'])
+    Settings(**manifest['settings'])
+    if not all(_fits(entry, _ENTRY) for entry in manifest['files']):
+        raise ValueError('no valid files')
+
+
+def _fits(entry: Any, kinds: dict[str, type]) -> bool:
+    """Whether it is a dict with values of these types."""
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), kind) for name, kind in kinds.items()
+    )
 
 
 def _write_manifest(manifest: dict, output: Path) -> None:
@@ -453,7 +514,7 @@ def _table(images: Sequence[SourceImage], names: Sequence[str]) -> bytes:
 
 
 def _in_parallel(function: Callable, number: int, workers: int, progress: bool, title: str) -> list:
-    pool = ThreadPoolExecutor(max(1, workers))
+    pool = ThreadPoolExecutor(workers)
     try:
         results = pool.map(function, range(number))
         bar = tqdm(results, title, number, disable=None if progress else True, unit='images')

@@ -1,7 +1,7 @@
 """Where images to protect come from: folders of classes, or any of the datasets."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from mmpretrain.datasets import BaseDataset
 
 from vitdown.registry import DATASETS
 
-from ..base import ReIDDataset
+from ..base import UNKNOWN, ReIDDataset
 from ..files import IMAGE_SUFFIXES
 from ..synthetic_reid import SyntheticReID
 from ..transforms.decoding import decode_image, read_bytes, to_bgr_uint8
@@ -110,20 +110,30 @@ def _classification_images(dataset: BaseDataset) -> list[SourceImage]:
 
 
 def _reid_images(dataset: ReIDDataset) -> list[SourceImage]:
+    # Loading the samples fills the metainfo.
+    number, metainfo = len(dataset), dataset.metainfo
+    names = {key: metainfo.get(f'{key}_names') for key in ('identity', 'camera', 'view')}
     images = []
-    for index in range(len(dataset)):
+    for index in range(number):
         sample = dataset.annotation(index)
         images.append(
             SourceImage(
                 _name(sample['img_path'], dataset.data_root),
                 sample['gt_label'],
-                sample['identity'],
+                _original(sample['identity'], names['identity']),
                 _sample_reader(dataset, index, sample['img_path']),
-                sample['camera_id'],
-                sample['view_id'],
+                _original(sample['camera_id'], names['camera']),
+                _original(sample['view_id'], names['view']),
             )
         )
     return images
+
+
+def _original(number: int, names: Sequence[str] | None) -> int | str:
+    """What a dataset's number stands for: itself, or a name, which is empty if unknown."""
+    if names is None:
+        return number
+    return '' if number == UNKNOWN else names[number]
 
 
 def _is_image(path: Path) -> bool:
