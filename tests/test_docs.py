@@ -195,6 +195,16 @@ def test_a_short_first_training_is_one_that_runs():
     assert cfg.param_scheduler.warmup_epochs < cfg.train_cfg.max_epochs == 1
 
 
+def test_a_smaller_batch_fits_its_identities():
+    text = (ROOT / 'docs/own_data.md').read_text()
+    options = re.search(r'--cfg-options (train_dataloader\.batch_size.+?)`', text)[1].split()
+    base = re.search(r"^_base_ = '(.+)'", text, re.M)[1]
+    cfg = load_config(str(ROOT / base), {k: int(v) for k, v in (o.split('=') for o in options)})
+    loader = cfg.train_dataloader
+    assert loader.sampler.num_identities == 8
+    assert loader.batch_size % 8 == 0
+
+
 def test_the_model_index_lists_every_metafile():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
     assert index == sorted(

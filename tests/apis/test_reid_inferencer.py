@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vitdown.apis import ReIDInferencer, open_gallery
+from vitdown.apis import ReIDInferencer, create_gallery, open_gallery
+from vitdown.apis.command_line import check_device
 from vitdown.checkpoint import CheckpointError
 from vitdown.datasets.transforms.decoding import CorruptImageError
 from vitdown.engine.launch import ConfigError, load_config
@@ -116,6 +117,21 @@ def test_verify(reid, photos):
     assert result.same.tolist() == [True, False]
     with pytest.raises(ValueError, match='two single images'):
         reid.verify([(paths[0], photos)], threshold=0.5)
+    with pytest.raises(ValueError, match='a pair takes two images, got 3'):
+        reid.verify([paths[:2], paths[:3]], threshold=0.5)
+    with pytest.raises(ValueError, match='threshold must be a number, got nan'):
+        reid.verify([paths[:2]], threshold=float('nan'))
+
+
+def test_addresses_of_other_kinds_are_named(reid):
+    with pytest.raises(ValueError, match='ftp://x/y.jpg: addresses begin with http://, https://'):
+        reid(['ftp://x/y.jpg'])
+
+
+@pytest.mark.parametrize('device', ['banana', 'cuda:99'])
+def test_devices_that_are_not_there_are_refused(device):
+    with pytest.raises(ConfigError, match=f'--device {device} can not be used'):
+        check_device(device)
 
 
 def test_attention_of_what_the_model_sees(reid, photos):
@@ -199,3 +215,9 @@ def test_models_that_embed_cameras_get_the_camera_of_each_image(tiny_config, pho
             sie(path, metadata)
         with pytest.raises(ValueError, match=message):
             next(sie.attend(path, metadata=metadata))
+
+
+@pytest.mark.parametrize('call', [partial(create_gallery, dim=4), open_gallery])
+def test_a_qdrant_server_that_is_not_there_is_named(call):
+    with pytest.raises(ConnectionError, match='no Qdrant server answers'):
+        call('http://127.0.0.1:1/people')

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from vitdown.engine.launch import ConfigError, add_config_arguments, load_config
 from vitdown.evaluation.index.metadata import Columns
@@ -66,8 +67,19 @@ def image_metadata(args: Namespace, paths: Sequence[str]) -> Columns:
     return columns
 
 
+def check_device(device: str | None) -> None:
+    """Whether the device is one that PyTorch finds here."""
+    try:
+        torch.empty(0, device=device)
+    # CUDA reports its absence as an AssertionError.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f'--device {device} can not be used: {reason}') from error
+
+
 def build_inferencer(args: Namespace) -> ReIDInferencer:
     """The model of :func:`add_model_arguments`."""
+    check_device(args.device)
     return ReIDInferencer(
         load_config(args.config, args.cfg_options, args.work_dir),
         args.checkpoint,

@@ -27,6 +27,7 @@ def open_gallery(location: str | os.PathLike, mmap: bool = False) -> Gallery:
         mmap (bool): Map a folder's files instead of reading them; then it is read-only.
 
     Raises:
+        ConnectionError: If no Qdrant server answers.
         FileNotFoundError: If there is none.
     """
     location = os.fspath(location)
@@ -54,6 +55,7 @@ def create_gallery(
         model (str): Fingerprint of the model.
 
     Raises:
+        ConnectionError: If no Qdrant server answers.
         FileExistsError: If there is a gallery already.
     """
     location = os.fspath(location)
@@ -61,10 +63,10 @@ def create_gallery(
         if os.path.exists(os.path.join(location, 'manifest.json')):
             raise FileExistsError(f'{location} holds a gallery already')
         return GalleryIndex(dim, factory, metric, model=model)
-    from vitdown.evaluation.index.qdrant import QdrantGallery
+    from vitdown.evaluation.index.qdrant import QdrantGallery, collection_exists
 
     client, collection = _collection(location)
-    if client.collection_exists(collection):
+    if collection_exists(client, collection):
         raise FileExistsError(f'there is a Qdrant collection {collection!r} already')
     return QdrantGallery(client, collection, dim, metric, model=model)
 

@@ -213,7 +213,14 @@ class ReIDInferencer(BaseInferencer):
                 ``roc_curve`` of a validation set tells which one accepts how many wrong pairs.
             metadata (dict, optional): Columns of a pair of values for each pair, see
                 :meth:`__call__`.
+
+        Raises:
+            ValueError: If a pair is none of two single images, or the threshold no number.
         """
+        if not np.isfinite(threshold):
+            raise ValueError(f'threshold must be a number, got {threshold}')
+        if odd := next((pair for pair in pairs if len(pair) != 2), None):
+            raise ValueError(f'a pair takes two images, got {len(odd)}')
         features = []
         for side in (0, 1):
             columns = {n: [pair[side] for pair in pairs] for n, pairs in (metadata or {}).items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine import fileio
+from mmengine.fileio.backends import prefix_to_backends
 from PIL import Image, ImageOps
 
 SKIP_HINT = "Restore the file, or build the dataset with corrupt='skip' to leave such images out."
@@ -100,7 +101,12 @@ def read_bytes(path: str, backend_args: dict | None = None) -> bytes:
 
     Raises:
         CorruptImageError: No such file, or it cannot be read.
+        ValueError: An address of a kind that MMEngine has no backend for.
     """
+    scheme, found, _ = path.partition('://')
+    if found and backend_args is None and scheme not in prefix_to_backends:
+        known = ', '.join(f'{name}://' for name in sorted(prefix_to_backends) if name)
+        raise ValueError(f'Cannot read {path}: addresses begin with {known}')
     try:
         return fileio.get(path, backend_args=backend_args)
     except FileNotFoundError as error:

@@ -98,7 +98,7 @@ class QdrantGallery:
             raise ValueError(f'dim and effort must be positive, not {dim} and {effort}')
         self.client, self.collection = client, collection
         self.dim, self.metric, self.effort = dim, metric, effort
-        if not _exists(client, collection):
+        if not collection_exists(client, collection):
             client.create_collection(
                 collection,
                 vectors_config=models.VectorParams(size=dim, distance=_DISTANCES[metric]),
@@ -120,7 +120,7 @@ class QdrantGallery:
             FileNotFoundError: If there is no such collection.
             ValueError: If it isn't one of this class.
         """
-        if not _exists(client, collection):
+        if not collection_exists(client, collection):
             raise FileNotFoundError(f'there is no Qdrant collection {collection!r}')
         vectors = client.get_collection(collection).config.params.vectors
         if not isinstance(vectors, models.VectorParams) or vectors.distance not in _METRICS:
@@ -382,7 +382,7 @@ class QdrantGallery:
         self.client.update_collection(self.collection, metadata={**metadata, _SCHEMA: written})
 
 
-def _exists(client: QdrantClient, collection: str) -> bool:
+def collection_exists(client: QdrantClient, collection: str) -> bool:
     try:
         return client.collection_exists(collection)
     except ResponseHandlingException as error:
