@@ -20,7 +20,13 @@ from PIL import Image
 from tests.conftest import ROOT, run_tool
 from vitdown.datasets import CSVReIDDataset, SyntheticReID
 from vitdown.datasets.unlearnable import Key, class_filters, convolve_image, poison_mask
-from vitdown.datasets.unlearnable.protect import ProtectionError, Settings, SourceImage, protect
+from vitdown.datasets.unlearnable.protect import (
+    ProtectionError,
+    Settings,
+    SourceImage,
+    protect,
+    verify,
+)
 from vitdown.datasets.unlearnable.sources import class_folder_images, dataset_images
 
 TOOL = 'tools/dataset_converters/make_unlearnable.py'
@@ -189,6 +195,126 @@ def test_table_and_labels(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ProtectionError, match='other files: 2 images of 2 classes then, 2 of 2'):
         protect([image(0, 1), image(1, 0)], tmp_path / 'out', Key(SECRET), Settings())
+
+
+@pytest.mark.parametrize(
+    ('classes', 'message'),
+    [
+        (['-1', '7'], "class '-1' would be no class in the table"),
+        (['-2', '7'], "class '-2' would be no class"),
+        (['07', '3', '7'], "classes '07' and '7' would be one class in the table"),
+        (['a', 'b '], None),
+        (['a', 'a '], "classes 'a' and 'a' would be one class"),
+        (['-1', '07', '7', 'zoe'], None),
+        ([' '], "class '' would be no class"),
+        ([' a', 'b'], "2 file names begin or end with white space.*' a/0.png'"),
+    ],
+)
+def test_classes_survive_the_table(tmp_path, classes, message):
+    images = [
+        SourceImage(f'{name if name == " a" else label}/{index}.png', label, name,
+                    lambda: np.full((4, 4, 3), 7, np.uint8))
+        for label, name in enumerate(classes) for index in range(2)
+    ]  # fmt: skip
+    output = tmp_path / 'out'
+    if message:
+        with pytest.raises(ProtectionError, match=message):
+            protect(images, output, Key(SECRET), Settings(), progress=False)
+        assert not output.exists()
+        return
+    protect(images, output, Key(SECRET), Settings(), progress=False)
+    found = CSVReIDDataset('train.csv', 'train', str(output))
+    assert found.get_gt_labels().tolist() == [image.label for image in images]
+    assert found.metainfo['identity_names'] == [name.strip() for name in classes]
+
+
+def test_names_of_a_table_are_kept(tool, tmp_path, key_file):
+    """Rows of query and gallery, which have them, fit the rows of the protected images."""
+    rows = ['image,identity,camera,view,subset', 'a.png,zoe,cam1,,train', 'b.png,bob,,left,train',
+            'c.png,zoe,cam0,right,train', 'd.png,amy,cam7,,query',
+            'e.png,amy,cam0,,gallery']  # fmt: skip
+    source, output = tmp_path / 'source', tmp_path / 'out'
+    source.mkdir()
+    (source / 'all.csv').write_text('\n'.join(rows) + '\n')
+    for row in rows[1:]:
+        Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(source / row.split(',')[0])
+    status, text = tool(source, output, '--dataset', 'CSVReIDDataset', '--key-file', key_file,
+                        '--dataset-options', 'ann_file=all.csv')  # fmt: skip
+    assert status == 0, text
+    assert (output / 'train.csv').read_text().splitlines() == rows[:4]
+    manifest = json.loads((output / 'conv_unlearnable.json').read_text())
+    assert [entry['label'] for entry in manifest['files']] == [1, 0, 1]
+
+
+@pytest.mark.parametrize('option', ['grayscale', 'same_filter', 'webp', 'fraction'])
+def test_options_change_the_pixels(photos, tmp_path, option):
+    options = {'webp': dict(image_format='webp'), 'fraction': dict(poison_fraction=0.5)}
+    settings = Settings(3, 0.3, **options.get(option, {option: True}))
+    images, _ = class_folder_images(photos)
+    manifest = protect(images, tmp_path / 'out', Key(SECRET), settings, progress=False)
+    entries = json.loads(manifest.read_text())['files']
+    filters = class_filters(Key(SECRET).seed, 2, 3, 0.3)
+    chosen = poison_mask(Key(SECRET).seed, 2, 3, 11, settings.poison_fraction)
+    assert [entry['filtered'] for entry in entries] == chosen.tolist()
+    assert chosen.all() == (option != 'fraction')
+    for entry in entries:
+        expected = pixels(photos / entry['source'])
+        if entry['filtered']:
+            filt = filters[0 if option == 'same_filter' else entry['label']]
+            expected = convolve_image(expected, filt, grayscale=option == 'grayscale')
+        assert np.array_equal(pixels(tmp_path / 'out' / entry['file']), expected)
+
+
+def test_verify_compares_all_that_the_manifest_says(photos, tmp_path):
+    images, _ = class_folder_images(photos)
+    output, key = tmp_path / 'out', Key(SECRET)
+    path = protect(images, output, key, Settings(), progress=False)
+    manifest = json.loads(path.read_text())
+    # The same pixels in other bytes
+    with Image.open(output / 'cats/000.png') as image:
+        image.save(output / 'cats/000.png', compress_level=1)
+    changes = dict(label=1, filtered=False, source='cats/x.png', source_sha256='0')
+    for entry, change in zip(manifest['files'][1:], changes.items()):
+        entry.update([change])
+    path.write_text(json.dumps(manifest))
+    found = verify(images, output, key, progress=False)
+    assert found.different == ['cats/000.png', *(entry['file'] for entry in manifest['files'][1:5])]
+    assert len(found.matching) == 6
+
+    path.write_text(json.dumps(manifest | dict(num_classes=3)))
+    with pytest.raises(ProtectionError, match='11 images of 3 classes then, 11 of 2 now'):
+        verify(images, output, key, progress=False)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        b'{', b'[]', b'{}', b'\xff\xfe', dict(complete=None), dict(settings=None),
+        dict(settings={'kernel': 3}), dict(settings={'kernel_size': '3'}), dict(key_salt='zz'),
+        dict(key_fingerprint=1), dict(num_classes='2'), dict(files=[{'file': 'cats/000.png'}]),
+        dict(files=[None]), dict(source_digest=None),
+    ],
+)  # fmt: skip
+def test_damaged_manifests(tmp_path, change):
+    images = [SourceImage('a.png', 0, 'a', lambda: np.full((4, 4, 3), 7, np.uint8))]
+    path = protect(images, tmp_path, Key(SECRET), Settings(), progress=False)
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(path.read_text()) | change).encode()
+    path.write_bytes(change)
+    for function in (verify, lambda *args, **kwargs: protect(*args, Settings(), **kwargs)):
+        with pytest.raises(ProtectionError, match='conv_unlearnable.json is damaged'):
+            function(images, tmp_path, Key(SECRET), progress=False)
+    assert path.read_bytes() == change
+
+
+def test_damaged_journal(tmp_path):
+    images = [SourceImage('a.png', 0, 'a', lambda: np.full((4, 4, 3), 7, np.uint8))]
+    path = protect(images, tmp_path, Key(SECRET), Settings(), progress=False)
+    begun = json.loads(path.read_text()) | dict(complete=False, files=[])
+    path.write_text(json.dumps(begun))
+    (tmp_path / 'conv_unlearnable.jsonl').write_bytes(b'[]\n{"file": "a.png"}\n\xff\n{"fi')
+    protect(images, tmp_path, Key(SECRET), Settings(), progress=False)
+    assert verify(images, tmp_path, Key(SECRET), progress=False).matching == ['a.png']
 
 
 def test_names_and_links(tool, tmp_path, key_file):
@@ -367,7 +493,14 @@ def places(tmp_path_factory) -> dict[str, Path]:
         ('photos', 'done', '--key-file good.key --blur 0.1', 'blur_parameter 0.06 instead of 0.1'),
         ('grown', 'done', '--key-file good.key', '11 images of 2 classes then, 12 of 3 now'),
         ('twins', 'x', '--key-file good.key', 'would become the same file'),
-        ('photos', 'x', '--key-file good.key --kernel-size 4', 'size must be odd, got 4'),
+        ('photos', 'x', '--key-file good.key --kernel-size 4', 'must be odd and positive, got 4'),
+        (
+            'photos',
+            'x',
+            '--key-file good.key --blur nan',
+            'must be finite and not negative, got nan',
+        ),
+        ('photos', 'done', '--key-file good.key --verify --blur inf', 'not negative, got inf'),
         ('photos', 'x', '--key-file good.key --fraction 2', 'must be 0 to 1, got 2.0'),
         ('empty', 'x', '--key-file good.key', 'has no images'),
         ('photos/dogs/young', 'x', '--key-file good.key', 'has no class folders'),
@@ -449,3 +582,27 @@ def test_key_is_in_no_output_of_a_training(tiny_config, tmp_path, key_file):
 
     failed = run_tool('tools/train.py', config, '--work-dir', work_dir, check=False)
     assert 'VITDOWN_UNLEARNABLE_KEY is not set' in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [('key_file', 'Cannot read the key file'), ('key_variable', 'that was named is not set')],
+)
+def test_a_key_in_a_config_is_not_written_on(
+    tiny_config, tmp_path, monkeypatch, capsys, option, message
+):
+    """Who takes the option for the key itself finds it in no log."""
+    config = tmp_path / 'protected.py'
+    config.write_text(
+        f"_base_ = '{tiny_config}'\n"
+        f"transform = dict(type='ConvUnlearnable', num_classes=6, {option}='{SECRET}')\n"
+        'train_dataloader = dict(dataset=dict(pipeline=[transform]))\n'
+    )
+    work_dir = tmp_path / 'work'
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(config), '--work-dir', str(work_dir)])
+    with pytest.raises(SystemExit, match='2'):
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    text = ''.join(capsys.readouterr())
+    assert message in text
+    assert SECRET not in text
+    assert not work_dir.exists()

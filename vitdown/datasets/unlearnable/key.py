@@ -3,7 +3,9 @@
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,3 +105,27 @@ def read_key(key_file: str | os.PathLike | None = None, key_variable: str | None
             'name that (key_file in configs, --key-file on the command line).'
         )
     return Key(os.environ[variable], f'the key in the environment variable {variable}')
+
+
+def check_key_sources(config: Any) -> None:
+    """Read the keys of all files and variables that a config names for ``ConvUnlearnable``.
+
+    To be called before the config is written anywhere: what is no such file or variable may be the
+    key itself.
+
+    Args:
+        config: A config or a part of it, as dicts and lists.
+
+    Raises:
+        KeyUnavailableError: See :func:`read_key`.
+    """
+    if isinstance(config, Mapping):
+        if config.get('type') in ('ConvUnlearnable', 'vitdown.ConvUnlearnable'):
+            source = {name: config.get(name) for name in ('key_file', 'key_variable')}
+            if any(value is not None for value in source.values()):
+                read_key(**source)
+        config = config.values()
+    elif not isinstance(config, (list, tuple)):
+        return
+    for part in config:
+        check_key_sources(part)
