@@ -1,8 +1,12 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from vitdown.apis import list_images
+from vitdown.apis.search_page.images import decode_upload
+from vitdown.datasets.transforms.decoding import CorruptImageError, decode_image
 
 
 @pytest.fixture
@@ -40,11 +44,43 @@ def test_arrays_and_pillow_images_share_one_colour_order(photos):
     assert [s['img_path'] for s in samples] == ['image 0', 'array 1', str(photos / 'b.png')]
 
 
+def encoded_image(mode, **kwargs):
+    """Pixels that differ everywhere, as a file and as Pillow opens it."""
+    grey = np.linspace(0, 65535, 4 * 6).reshape(6, 4).astype(np.uint16)
+    image = Image.fromarray(grey) if mode == 'I;16' else Image.fromarray(grey >> 8).convert(mode)
+    stream = io.BytesIO()
+    image.save(stream, 'PNG', **kwargs)
+    return stream.getvalue(), Image.open(stream)
+
+
+@pytest.mark.parametrize('mode', ['I;16', 'L', 'RGBA', 'P'])
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+def test_pillow_images_files_and_uploads_have_the_same_pixels(mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data, image = encoded_image(mode, exif=exif)
+    (sample,) = list_images(image)
+    of_file = decode_image(data, 'a.png')
+    assert of_file.shape == ((4, 6, 3) if orientation == 6 else (6, 4, 3))
+    assert len(np.unique(of_file)) == 24
+    np.testing.assert_array_equal(sample['img'], of_file)
+    uploaded, suffix = decode_upload(data, max_pixels=24)
+    np.testing.assert_array_equal(uploaded, of_file)
+    assert suffix == '.png'
+
+
+def test_what_is_no_image_is_named_without_addresses_of_objects():
+    with pytest.raises(CorruptImageError, match=r'a\.png.*Pillow knows no such format') as caught:
+        decode_image(b'no picture', 'a.png')
+    assert ' at 0x' not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ('inputs', 'error', 'message'),
     [
         ([], ValueError, 'the list of inputs is empty'),
         ([3], TypeError, 'input 0 is a int'),
+        (Image.new('F', (2, 2)), ValueError, 'floating-point pixels'),
         ('nowhere/*.jpg', FileNotFoundError, r'no image file matches nowhere/\*.jpg'),
     ],
 )

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vitdown.datasets.files import IMAGE_SUFFIXES
+from vitdown.datasets.transforms.decoding import pillow_to_bgr
 
 ImageInput: TypeAlias = str | os.PathLike | np.ndarray | Image.Image
 Sample = dict[str, Any]
@@ -34,7 +35,7 @@ def list_images(inputs: ImageInput | Sequence[ImageInput]) -> list[Sample]:
     Raises:
         FileNotFoundError: If a folder or a pattern has no image.
         TypeError: If an input is something else.
-        ValueError: If there is no input.
+        ValueError: If there is no input, or a Pillow image has floating-point pixels.
     """
     entries: Sequence[Any] = [inputs]
     if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes)):
@@ -47,8 +48,7 @@ def list_images(inputs: ImageInput | Sequence[ImageInput]) -> list[Sample]:
             samples.append({'img_path': f'array {len(samples)}', 'img': entry})
         elif isinstance(entry, Image.Image):
             name = getattr(entry, 'filename', '') or f'image {len(samples)}'
-            pixels = np.asarray(entry.convert('RGB'))[..., ::-1]
-            samples.append({'img_path': name, 'img': pixels})
+            samples.append({'img_path': name, 'img': pillow_to_bgr(entry)})
         else:
             raise TypeError(
                 f'input {len(samples)} is a {type(entry).__name__}: give paths, addresses, arrays '

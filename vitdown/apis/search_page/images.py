@@ -9,7 +9,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from vitdown.datasets.transforms.decoding import pillow_to_bgr
 
 FORMATS = {'JPEG': '.jpg', 'PNG': '.png', 'WEBP': '.webp', 'BMP': '.bmp'}
 _MAX_SIDE = 512
@@ -42,11 +44,10 @@ def decode_upload(data: bytes, max_pixels: int) -> tuple[np.ndarray, str]:
             with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
                 if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError
-                rgb = ImageOps.exif_transpose(image).convert('RGB')
-                return np.ascontiguousarray(np.asarray(rgb)[..., ::-1]), FORMATS[image.format]
+                return pillow_to_bgr(image), FORMATS[image.format]
     except Image.DecompressionBombError:
         raise UploadError(
-            f'the picture has more than {max_pixels / 1e6:.0f} million pixels: make it smaller'
+            f'the picture has more than {max_pixels / 1e6:g} million pixels: make it smaller'
         ) from None
     # Decoders fail on damaged files with many types.
     except Exception:

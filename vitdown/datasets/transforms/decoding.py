@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from mmengine import fileio
 from mmengine.fileio.backends import prefix_to_backends
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SKIP_HINT = "Restore the file, or build the dataset with corrupt='skip' to leave such images out."
 
@@ -45,15 +45,31 @@ def to_bgr_uint8(img: np.ndarray, name: str = 'image') -> np.ndarray:
     return np.ascontiguousarray(img[..., :3])
 
 
+def pillow_to_bgr(img: Image.Image) -> np.ndarray:
+    """Pixels of a Pillow image of any mode, turned as its EXIF orientation says.
+
+    Returns:
+        (H, W, 3) uint8 array, BGR. Of 16 bits the upper eight are kept; alpha is dropped.
+
+    Raises:
+        ValueError: The pixels are floating-point numbers.
+    """
+    img = ImageOps.exif_transpose(img)
+    if img.mode == 'I' or img.mode.startswith('I;16'):
+        # Pillow would clip 16-bit grey to 255 instead of scaling it.
+        return to_bgr_uint8(np.clip(np.asarray(img), 0, 65535).astype(np.uint16))
+    if img.mode == 'F':
+        raise ValueError('floating-point pixels have no defined white level')
+    return np.ascontiguousarray(np.asarray(img.convert('RGB'))[..., ::-1])
+
+
 def _decode_pillow(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as img:
-        img = ImageOps.exif_transpose(img)
-        if img.mode == 'I' or img.mode.startswith('I;16'):
-            # Pillow would clip 16-bit grey to 255 instead of scaling it.
-            return to_bgr_uint8(np.clip(np.asarray(img), 0, 65535).astype(np.uint16))
-        if img.mode == 'F':
-            raise ValueError('floating-point pixels have no defined white level')
-        return np.ascontiguousarray(np.asarray(img.convert('RGB'))[..., ::-1])
+    try:
+        with Image.open(io.BytesIO(data)) as img:
+            return pillow_to_bgr(img)
+    except UnidentifiedImageError:
+        # Pillow's own message is the address of an object.
+        raise ValueError('Pillow knows no such format') from None
 
 
 def _decode_cv2(data: bytes) -> np.ndarray:
