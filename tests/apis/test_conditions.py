@@ -30,6 +30,7 @@ def test_text_becomes_values_of_the_columns_type():
     [
         ({'kamera': '1'}, "no column 'kamera'"),
         ({'camera': 'north'}, "'camera' holds int64, 'north' is none"),
+        ({'camera': '9' * 30}, "'camera' holds int64, '9{30}' is out of its range"),
         ({'time': 'May'}, "'May' is none"),
         ({'time': '2024-02-30'}, "column 'time' .* '2024-02-30' is none: day out of range"),
         ({'blurred': 'maybe'}, "'maybe' is none"),

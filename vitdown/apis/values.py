@@ -61,12 +61,18 @@ def parse_value(text: str, name: str, dtype: np.dtype) -> str | bool | int | flo
         return text.lower() in _TRUE
     try:
         if dtype.kind in 'iu':
-            return int(text)
+            # NumPy can't compare or keep what is out of the type's range.
+            limits = np.iinfo(dtype)
+            if limits.min <= (integer := int(text)) <= limits.max:
+                return integer
         if dtype.kind == 'f' and not math.isnan(number := float(text)):
             return number
     except ValueError:
         pass
-    raise ValueError(f'column {name!r} holds {dtype}, {text!r} is none')
+    reason = 'is none'
+    if dtype.kind in 'iu' and text.removeprefix('-').isdecimal():
+        reason = 'is out of its range'
+    raise ValueError(f'column {name!r} holds {dtype}, {text!r} {reason}')
 
 
 def parse_time(text: str, name: str) -> np.datetime64:
