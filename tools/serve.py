@@ -8,7 +8,9 @@ The page is for this machine alone and changes nothing, unless --host and --allo
 """
 
 import argparse
+import math
 import os
+import tempfile
 from pathlib import Path
 
 from vitdown.apis import open_gallery
@@ -17,6 +19,13 @@ from vitdown.apis.galleries import is_collection
 from vitdown.engine.launch import ConfigError, run_tool
 
 _LOCAL = ('127.0.0.1', 'localhost', '::1')
+
+
+def positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f'must be a positive number, got {text}')
+    return number
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,8 +50,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--image-root', default='.', help="where the gallery's relative paths begin (default: .)"
     )
-    parser.add_argument('--max-upload-mb', type=float, default=10, help='default: 10')
-    parser.add_argument('--max-megapixels', type=float, default=40, help='default: 40')
+    parser.add_argument('--max-upload-mb', type=positive, default=10, help='default: 10')
+    parser.add_argument('--max-megapixels', type=positive, default=40, help='default: 40')
     parser.add_argument(
         '--allow-add', metavar='FOLDER',
         help='let users add pictures, which are kept in this folder and in the gallery',
@@ -70,6 +79,18 @@ def read_token(args: argparse.Namespace) -> str:
     return token
 
 
+def check_writable(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f'--allow-add {folder}: pictures can not be kept there ({error.strerror}); give a '
+            'folder that can be written'
+        ) from error
+
+
 def main() -> None:
     args = parse_args()
     try:
@@ -82,6 +103,8 @@ def main() -> None:
         ) from error
     if not Path(args.image_root).is_dir():
         raise ConfigError(f'--image-root {args.image_root} is no folder')
+    if args.allow_add:
+        check_writable(args.allow_add)
     own_files = not is_collection(args.gallery)
     settings = PageSettings(
         hosts=tuple(in_address(host) for host in (*_LOCAL, args.host, *args.allowed_hosts)),

@@ -20,7 +20,7 @@ from tools import serve
 from vitdown.apis import ReIDInferencer, open_gallery
 from vitdown.apis.search_page import PageSettings, create_app
 from vitdown.apis.search_page.images import RecentUploads
-from vitdown.engine.launch import load_config
+from vitdown.engine.launch import ConfigError, load_config
 from vitdown.evaluation.index import GalleryIndex
 
 NAME = '0100_c2s1_000001_00.jpg'
@@ -175,6 +175,8 @@ def test_attention_over_query_and_matches(page, photos):
         np.asarray(Image.open(io.BytesIO(page.get(path).content)), dtype=float)
         for path in ('/image/3', '/image/3?attention=1')
     )
+    assert page.get('/image/3?attention=0').content == page.get('/image/3').content
+    assert 'attention=1"' not in page.get('/search?id=3&attention=0').text
     assert plain.shape == overlaid.shape == (32, 16, 3)
     assert np.abs(plain - overlaid).mean() > 10
 
@@ -227,8 +229,10 @@ def test_a_huge_body_is_not_read_to_its_end(page):
     ('fields', 'message'),
     [
         ({'k': '101'}, 'must be 1 to 100'),
-        ({'k': 'many'}, 'invalid literal'),
+        ({'k': 'many'}, 'must be 1 to 100'),
         ({'where camera': 'north'}, 'camera'),
+        ({'where kamera': '1'}, 'no column &#39;kamera&#39;'),
+        ({'where path': NAME}, 'no column &#39;path&#39;'),
     ],
 )
 def test_forms_that_are_refused(page, photos, fields, message):
@@ -290,10 +294,15 @@ def test_other_hosts_and_origins_are_refused(page, photos):
         (f'{HOST}:9000', 403),
         (HOST, 403),
         ('null', 403),
+        ('http://[bad', 403),
     ]:
         headers = {'host': 'localhost:8000', 'origin': origin}
         answer = page.post('/search', headers=headers, follow_redirects=False, **upload(data))
         assert answer.status_code == status, origin
+    for site, status in [('cross-site', 403), ('same-origin', 303), ('none', 303)]:
+        headers = {'sec-fetch-site': site}
+        answer = page.post('/search', headers=headers, follow_redirects=False, **upload(data))
+        assert answer.status_code == status, site
 
 
 def test_headers_keep_browsers_to_the_page(page):
@@ -319,6 +328,19 @@ def test_the_token_opens_the_page(reid, gallery):
     assert 'secret' not in str(page.cookies)
     for path in ('/', '/image/0', '/search?id=0'):
         assert page.get(path, follow_redirects=False).status_code == 200
+
+
+@pytest.mark.parametrize(
+    'foreign', ['a/b=1', 'prefs={"a": 1, "b": [2]}', 'x=a b', 'foo[bar]=1', 'flag']
+)
+def test_cookies_of_other_servers_leave_the_session_alone(reid, gallery, foreign):
+    page = client(reid, gallery, token='secret')
+    assert page.get('/image/0', headers={'cookie': foreign}).status_code == 401
+    admitted = page.post('/login', data={'token': 'secret'}, follow_redirects=False)
+    session = admitted.headers['set-cookie'].split(';')[0]
+    page.cookies.clear()
+    for cookies in (f'{foreign}; {session}', f'{session}; {foreign}'):
+        assert page.get('/image/0', headers={'cookie': cookies}).status_code == 200
 
 
 def test_tokens_of_any_letters(reid, gallery):
@@ -352,9 +374,15 @@ def test_adding_when_allowed(reid, photos, tmp_path):
     page = client(reid, gallery, max_pixels=16 * 32, **folders)
     files = {'image': ('../../evil.sh', png(Image.new('RGB', (16, 32), 'green')), 'image/png')}
     large = png(Image.new('RGB', (17, 32)))
-    for data, camera in [(files['image'][1], ''), (files['image'][1], '9' * 30), (large, '4')]:
+    small = files['image'][1]
+    for data, camera, message in [
+        (small, '', 'every column needs a value'),
+        (small, '9' * 30, 'is out of its range'),
+        (large, '4', 'million pixels'),
+    ]:
         refused = page.post('/add', **upload(data, **{'column camera': camera}))
         assert (refused.status_code, len(gallery)) == (400, 25)
+        assert message in refused.text
     assert not (tmp_path / 'added').exists()
     response = page.post('/add', files=files, data={'column camera': '4'})
     assert response.status_code == 200
@@ -372,8 +400,9 @@ def test_what_can_not_be_saved_is_not_kept(reid, photos, tmp_path, monkeypatch):
     gallery = reid.build_index(photos)
     monkeypatch.setattr(gallery, 'save', full)
     page = client(reid, gallery, upload_dir=tmp_path / 'added', gallery_dir=tmp_path / 'gallery')
-    with pytest.raises(OSError, match='no space left'):
-        page.post('/add', **upload((photos / NAME).read_bytes()))
+    response = page.post('/add', **upload((photos / NAME).read_bytes()))
+    assert response.status_code == 500
+    assert 'could not be kept: no space left' in response.text
     assert len(gallery) == 25
     assert not list((tmp_path / 'added').iterdir())
 
@@ -430,6 +459,24 @@ def test_addresses_of_ipv6(
     assert address == 'http://[::1]:7861'
     page = TestClient(served[0].config.app, address)
     assert page.get('/').status_code == 200
+
+
+@pytest.mark.parametrize('name', ['--max-upload-mb', '--max-megapixels'])
+@pytest.mark.parametrize('value', ['-5', '0', 'nan', 'inf'])
+def test_limits_must_be_positive(monkeypatch, capsys, name, value):
+    monkeypatch.setattr(sys, 'argv', ['serve.py', 'c.py', 'c.pth', 'gallery', f'{name}={value}'])
+    with pytest.raises(SystemExit):
+        serve.parse_args()
+    assert f'{name}: must be a positive number, got {value}' in capsys.readouterr().err
+
+
+def test_added_pictures_need_a_folder_that_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('no folder')
+    for place in (tmp_path / 'file', tmp_path / 'file' / 'deep'):
+        command = ['serve.py', 'c.py', 'c.pth', 'gallery', '--allow-add', str(place)]
+        monkeypatch.setattr(sys, 'argv', command)
+        with pytest.raises(ConfigError, match='--allow-add .*can not be kept there'):
+            serve.main()
 
 
 def test_galleries_that_can_not_be_shown(reid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -173,7 +174,7 @@ class _Page:
     async def image(self, request: Request) -> Response:
         number = request.path_params['id']
         pixels, side = await run_in_threadpool(self._gallery_picture, number)
-        if request.query_params.get('attention') and self.shows_attention:
+        if self._wants_attention(request.query_params):
             pixels = await run_in_threadpool(self._with_attention, pixels, side)
         return Response(thumbnail(pixels[..., ::-1]), media_type='image/jpeg')
 
@@ -190,7 +191,7 @@ class _Page:
     async def add(self, folder: Path, request: Request) -> Response:
         async with request.form(max_files=1, max_fields=100) as form:
             data = await _file(form, 'image')
-            pixels, suffix = decode_upload(data, self.settings.max_pixels)
+            pixels, suffix = await run_in_threadpool(decode_upload, data, self.settings.max_pixels)
             metadata = {}
             for name, dtype in self._columns().items():
                 text = str(form.get(f'column {name}', '')).strip()
@@ -198,12 +199,16 @@ class _Page:
                     value = parse_value(text, name, dtype)
                     # Text may be longer than what is there.
                     metadata[name] = np.array([value], str if dtype.kind == 'U' else dtype)
-                except (ValueError, OverflowError) as error:
-                    raise HTTPException(400, f'{error}: every column needs a value') from None
+                except ValueError as error:
+                    empty = f'column {name!r} is empty: every column needs a value'
+                    raise HTTPException(400, str(error) if text else empty) from None
             try:
                 number = await run_in_threadpool(self._add, folder, data, pixels, suffix, metadata)
             except ValueError as error:
                 raise HTTPException(400, str(error)) from None
+            except OSError as error:
+                reason = error.strerror or error
+                raise HTTPException(500, f'the picture could not be kept: {reason}') from error
         return RedirectResponse(f'/search?id={number}', 303)
 
     async def error(self, request: Request, error: Exception) -> Response:
@@ -214,23 +219,21 @@ class _Page:
     async def _search(self, request: Request, query: np.ndarray, side: Columns) -> Response:
         """Matches of BGR pixels, as the address asks for them."""
         params = request.query_params
+        text = params.get('k') or str(_DEFAULT_MATCHES)
+        if text not in map(str, range(1, _MAX_MATCHES + 1)):
+            raise HTTPException(400, f'the number of matches must be 1 to {_MAX_MATCHES}')
+        k = int(text)
         conditions = {
-            name: text
-            for name in self._columns()
-            if (text := params.get(f'where {name}', '').strip())
+            name.removeprefix('where '): text.strip()
+            for name, text in params.items()
+            if name.startswith('where ') and text.strip()
         }
         try:
-            k = int(params.get('k') or _DEFAULT_MATCHES)
-            where = parse_conditions(conditions, self.gallery.column_types) or None
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        if not 1 <= k <= _MAX_MATCHES:
-            raise HTTPException(400, f'the number of matches must be 1 to {_MAX_MATCHES}')
-        try:
+            where = parse_conditions(conditions, self._columns()) or None
             rankings = await run_in_threadpool(self._ranked, query, k, where, side)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        if params.get('attention') and self.shows_attention:
+        if self._wants_attention(params):
             query = await run_in_threadpool(self._with_attention, query, side)
         return self._render(
             request,
@@ -248,6 +251,9 @@ class _Page:
                 for match in rankings[0]
             ],
         )
+
+    def _wants_attention(self, form: Mapping[str, str]) -> bool:
+        return self.shows_attention and form.get('attention') == '1'
 
     def _with_attention(self, pixels: np.ndarray, side: Columns) -> np.ndarray:
         """Attention rollout over a BGR picture, in the size that the model sees."""
@@ -333,7 +339,7 @@ class _Page:
             'side_information': self.side_information,
             'count': len(self.gallery),
             'shows_attention': self.shows_attention,
-            'attention': form.get('attention') and self.shows_attention,
+            'attention': self._wants_attention(form),
             'may_add': self.settings.upload_dir is not None,
             'max_bytes': self.settings.max_upload_bytes,
             'default_matches': _DEFAULT_MATCHES,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from http.cookies import SimpleCookie
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,7 +50,8 @@ class SameOrigin:
         if scope['type'] == 'http' and scope['method'] not in ('GET', 'HEAD'):
             headers = Headers(scope=scope)
             origin = headers.get('origin')
-            if origin is not None and urlsplit(origin).netloc != headers.get('host'):
+            foreign = origin is not None and origin.partition('://')[2] != headers.get('host')
+            if foreign or headers.get('sec-fetch-site') == 'cross-site':
                 response = PlainTextResponse('the form was sent by another site', 403)
                 return await response(scope, receive, send)
         return await self.app(scope, receive, send)
@@ -70,10 +70,11 @@ class TokenGuard:
             scope['token_guard'] = self
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        cookie = SimpleCookie(headers.get('cookie', '')).get(_COOKIE)
+        # Other servers of this host send cookies of any shape.
+        session = cookie_parser(headers.get('cookie', '')).get(_COOKIE, '')
         # Headers are bytes that Starlette reads as Latin-1.
         bearer = headers.get('authorization', '').removeprefix('Bearer ').encode('latin-1')
-        if (cookie is not None and _equal(cookie.value, self.session)) or self.knows(bearer):
+        if _equal(session, self.session) or self.knows(bearer):
             return await self.app(scope, receive, send)
         if scope['method'] == 'GET' and scope['path'] == '/':
             return await RedirectResponse('/login', 303)(scope, receive, send)
@@ -104,7 +105,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get('body', b''))
             if received > self.max_bytes:
-                raise HTTPException(413, f'more than {self.max_bytes / 1e6:.0f} MB were sent')
+                raise HTTPException(413, f'more than {self.max_bytes / 1e6:g} MB were sent')
             return message
 
         await self.app(scope, limited, send)
