@@ -21,7 +21,7 @@ from benchmarks.evidence import Run, add_evidence_arguments, collect
 from vitdown.datasets.unlearnable import KEY_VARIABLE, Key, poison_mask, read_key
 from vitdown.engine.launch import run_tool
 
-NUM_IMAGES, NUM_CLASSES, KERNEL_SIZE, EPOCHS = 10000, 10, 3, 6
+NUM_IMAGES, NUM_CLASSES, KERNEL_SIZE = 10000, 10, 3
 CIFAR = {'train_dataloader.dataset.indices': NUM_IMAGES}
 REID = {
     'train_cfg.max_epochs': 10,
@@ -63,22 +63,23 @@ def cifar(name: str, config: str, options: dict | None = None, **kwargs) -> Expe
     )
 
 
-def fraction(percent: int) -> list[Experiment]:
+def fraction(percent: int, model: str = 'CNN') -> list[Experiment]:
     """A part of the images protected, and for comparison the clean rest alone.
 
     The rest is trained on for more epochs, so that both see as many batches.
     """
-    epochs = round(EPOCHS * 100 / (100 - percent))
-    schedule = {
+    config, full, schedule = MODELS[model]
+    epochs = round(full * 100 / (100 - percent))
+    longer = {
         'train_cfg.max_epochs': epochs,
         'train_cfg.val_interval': epochs,
-        'param_scheduler.total_steps': epochs,
+        **dict.fromkeys(schedule, epochs),
     }
     return [
-        cifar(f'CNN, {percent} % protected', f'{CNN}-protected', {FRACTION: percent / 100}),
+        cifar(f'{model}, {percent} % protected', f'{config}-protected', {FRACTION: percent / 100}),
         cifar(
-            f'CNN, the clean {100 - percent} % alone', CNN, schedule, clean_rest_of=percent / 100,
-            note=f'{epochs} epochs, as many batches',
+            f'{model}, the clean {100 - percent} % alone', config, longer,
+            clean_rest_of=percent / 100, note=f'{epochs} epochs, as many batches',
         ),
     ]  # fmt: skip
 
@@ -93,6 +94,16 @@ def defended(name: str, defence: str, steps: int) -> list[Experiment]:
     ]
 
 
+def attacked_vit(steps: int) -> list[Experiment]:
+    """The ViT in the L-infinity ball that the CNN's config attacks in."""
+    hook = dict(type='PGDTrainingHook', norm='linf', eps=4 / 255, steps=steps)
+    changes = dict(options={'custom_hooks': [hook]}, note=f'{steps} of 10 steps')
+    return [
+        cifar('ViT, clean, L-inf AT', VIT, **changes),
+        cifar('ViT, protected, L-inf AT', f'{VIT}-protected', **changes),
+    ]
+
+
 def characters(name: str, config: str) -> Experiment:
     """A short training of the re-ID baseline."""
     file = f'{config}-64x64.py'
@@ -101,6 +112,8 @@ def characters(name: str, config: str) -> Experiment:
 
 CNN = 'resnet-mini_1xb128-6e_cifar10'
 VIT = 'vit-mini_1xb128-12e_cifar10'
+# Config, epochs, and what of its schedule counts them
+MODELS = {'CNN': (CNN, 6, ('param_scheduler.total_steps',)), 'ViT': (VIT, 12, ())}
 GROUPS = {
     'cnn': [cifar('CNN, clean', CNN), cifar('CNN, protected', f'{CNN}-protected')],
     'vit': [cifar('ViT, clean', VIT), cifar('ViT, protected', f'{VIT}-protected')],
@@ -109,6 +122,8 @@ GROUPS = {
         characters('protected', 'unlearnable/vit-mini_1xb64-40e_omniglot-protected'),
     ],
     'fraction': [*fraction(50), *fraction(80)],
+    'vit-fraction': [*fraction(50, 'ViT'), *fraction(80, 'ViT')],
+    'vit-attack': attacked_vit(steps=3),
     'attack': defended('L-inf AT', 'at-linf', steps=3),
     'attack-l2': defended('L2 AT', 'at-l2', steps=3),
     'augment': [

@@ -41,8 +41,25 @@ def test_every_defence_has_a_row_of_clean_images():
     for defence in ('L-inf AT', 'L2 AT', 'DAT'):
         assert {f'CNN, clean, {defence}', f'CNN, protected, {defence}'} <= names
     for percent in (50, 80):
-        assert f'CNN, {percent} % protected' in names
-        assert f'CNN, the clean {100 - percent} % alone' in names
+        for model in ('CNN', 'ViT'):
+            assert f'{model}, {percent} % protected' in names
+            assert f'{model}, the clean {100 - percent} % alone' in names
+
+
+def test_the_vit_is_attacked_as_the_cnn_is():
+    attacks = [load_config(str(ROOT / 'configs' / row.config), row.options).custom_hooks
+               for group in ('attack', 'vit-attack') for row in GROUPS[group]]  # fmt: skip
+    assert attacks[1:] == attacks[:-1]
+
+
+@pytest.mark.parametrize('group', ['fraction', 'vit-fraction'])
+def test_the_clean_rest_sees_as_many_batches(group):
+    for mixed, rest in zip(GROUPS[group][::2], GROUPS[group][1::2]):
+        whole, part = (load_config(str(ROOT / 'configs' / row.config), row.options)
+                       for row in (mixed, rest))  # fmt: skip
+        epochs = whole.train_cfg.max_epochs, part.train_cfg.max_epochs
+        assert epochs[0] == pytest.approx(epochs[1] * (1 - rest.clean_rest_of))
+        assert part.param_scheduler.get('total_steps', epochs[1]) == epochs[1]
 
 
 def test_models_of_filtered_tests_are_those_of_clean_ones():
