@@ -12,7 +12,9 @@ from vitdown.converters import convert_state_dict, export_state_dict
 from vitdown.models.backbones import (
     CaiT,
     DistilledVisionTransformer,
+    HybridVisionTransformer,
     PyramidVisionTransformer,
+    STViTDeiT,
     STViTSwin,
     SwinTransformer,
     T2TViT,
@@ -43,6 +45,7 @@ from vitdown.models.quantization.functional import threshold_distance
 from vitdown.registry import MODELS
 
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
+DEEP = {**ARCH, 'num_layers': 6}
 SWIN = dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4])
 W4A4 = dict(type='OFQ', w_bits=4, a_bits=4)
 PLAIN = dict(type='OFQ', w_bits=4, a_bits=4, qkr=False)
@@ -342,6 +345,8 @@ class TestConversion:
             (lambda cfg: T2TViT('t2t-vit-7', img_size=32, quant_cfg=cfg), W4A4),
             (lambda cfg: PyramidVisionTransformer('tiny', img_size=32, quant_cfg=cfg), PLAIN),
             (lambda cfg: STViTSwin('tiny', img_size=224, quant_cfg=cfg), TENSOR),
+            (lambda cfg: STViTDeiT(DEEP, img_size=32, patch_size=4, quant_cfg=cfg), TENSOR),
+            (lambda cfg: HybridVisionTransformer(ARCH, img_size=32, quant_cfg=cfg), W4A4),
         ],
     )
     def test_gradients_reach_every_parameter(self, build, cfg):

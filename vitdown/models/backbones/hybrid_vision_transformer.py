@@ -6,10 +6,12 @@ from torch import nn
 
 from vitdown.registry import MODELS
 
+from ..quantization import quantizable
 from .vision_transformer import VisionTransformer
 
 
 @MODELS.register_module()
+@quantizable
 class HybridVisionTransformer(VisionTransformer):
     """ViT on the feature map of a ResNet, R50-ViT-B/16 (arXiv 2010.11929, Sec. 3.1).
 

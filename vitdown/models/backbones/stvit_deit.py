@@ -10,10 +10,12 @@ from vitdown.registry import MODELS
 from ..layers import CrossEncoderLayer, RegionPooling, TransformerEncoderLayer
 from ..option_checks import check_integers
 from ..pretrained import load_pretrained
+from ..quantization import quantizable
 from .vision_transformer import VisionTransformer
 
 
 @MODELS.register_module()
+@quantizable
 class STViTDeiT(VisionTransformer):
     """DeiT whose later layers work on a few semantic tokens: STViT-DeiT.
 
