@@ -38,7 +38,8 @@ def main() -> None:
         raise ConfigError(f'--shape takes one or two positive numbers, got {shape}')
     height, width = shape if len(shape) == 2 else (shape[0], shape[0])
     cost = get_flops(model, (3, height, width), forward_of(model))
-    report = quantization_report(model, cost)
+    if args.json or args.bits:
+        report = quantization_report(model, cost)
     if args.json:
         write_atomically(json.dumps(report.as_dict(), indent=2).encode(), args.json)
     if args.bits:

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from vitdown.datasets.unlearnable.filters import check_filter_options
 from vitdown.models.attacks import deconvolution_attack, pgd_attack
 from vitdown.registry import HOOKS
 
@@ -152,8 +153,7 @@ class DeconvolutionTrainingHook(AttackHook):
     """
 
     def __init__(self, kernel_size: int = 7, steps: int = 10, eta: float = 0.1) -> None:
-        if not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}.')
+        check_filter_options(kernel_size, None)
         _check_steps(steps)
         if not 0 < eta < math.inf:
             raise ValueError(f'eta must be positive, got {eta}.')
