@@ -158,6 +158,10 @@ class Watch(Hook):
         values = torch.tensor([log.get(name, 0.0) for log in self.logs for name in names])
         return bool((values.isfinite() & (values != 0)).all())
 
+    def moved_like(self, other: 'Watch') -> bool:
+        """Whether another training led to the same weights of the last normalisation."""
+        return torch.equal(self.model.backbone.ln1.weight, other.model.backbone.ln1.weight)
+
 
 def block_quantizers(model) -> list[nn.Module | None]:
     """Quantizers of the weights and inputs of all linear layers of the blocks; None for none."""
@@ -196,8 +200,8 @@ EFFECTS = {
     'SMMix': lambda run, plain: (
         run.learns_by('loss_fine', 'loss_con') and not equal(run.seen, run.images)
     ),
-    'NKD': lambda run, plain: run.learns_by('loss_nkd'),
-    'USKD': lambda run, plain: run.learns_by('loss_uskd'),
+    'NKD': lambda run, plain: run.learns_by('loss_nkd') and not run.moved_like(plain),
+    'USKD': lambda run, plain: run.learns_by('loss_uskd') and not run.moved_like(plain),
     'unlearnable': lambda run, plain: not equal(run.images, plain.images),
 }
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from mmpretrain.structures import DataSample
 
 from vitdown.deployment import DeployModel, OnnxExportError, export_onnx, onnx_session
 from vitdown.deployment.openvino import OpenvinoExportError, export_openvino, openvino_model
@@ -64,6 +65,10 @@ def build(backbone: dict, head: dict = BNNECK):
     return model
 
 
+def as_numpy(inputs: dict) -> dict:
+    return {name: value.numpy() for name, value in inputs.items()}
+
+
 @pytest.mark.parametrize(
     ('backbone', 'head', 'size'),
     [
@@ -74,15 +79,21 @@ def build(backbone: dict, head: dict = BNNECK):
         (NVIT, BNNECK, (32, 16)),
         (STVIT, BNNECK, (64, 32)),
         (SWIN, dict(BNNECK, in_channels=64), (64, 32)),
+        (dict(VIT, sie=dict(num_cameras=4, num_views=3)), DCAL, (32, 16)),
+        (dict(VIT, sie=dict(num_cameras=4)), BNNECK, (32, 16)),
+        (dict(VIT, sie=dict(num_views=3)), JPM, (32, 16)),
     ],
-    ids=['dcal', 'jpm', 'mctf', 'tome', 'nvit', 'stvit-deit', 'stvit-swin'],
-)
+    ids=[
+        'dcal', 'jpm', 'mctf', 'tome', 'nvit', 'stvit-deit', 'stvit-swin', 'sie', 'sie-cameras',
+        'sie-views',
+    ],
+)  # fmt: skip
 def test_every_family_is_exported(backbone, head, size, tmp_path):
     deployed = DeployModel(build(backbone, head))
     assert export_onnx(deployed, tmp_path / 'model.onnx', size) < 1e-5
-    images = deployed.example(3, size, seed=7)
-    (output,) = onnx_session(tmp_path / 'model.onnx').run(None, {'images': images.numpy()})
-    np.testing.assert_allclose(output, deployed(images).detach(), rtol=1e-3, atol=1e-4)
+    inputs = deployed.example(3, size, seed=7)
+    (output,) = onnx_session(tmp_path / 'model.onnx').run(None, as_numpy(inputs))
+    np.testing.assert_allclose(output, deployed(**inputs).detach(), rtol=1e-3, atol=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ['model.onnx']
 
 
@@ -104,10 +115,10 @@ def build_classifier(backbone: dict):
 def test_classifiers_give_logits(backbone, tmp_path):
     deployed = DeployModel(build_classifier(backbone))
     assert export_onnx(deployed, tmp_path / 'model.onnx', (32, 16)) < 1e-5
-    images = deployed.example(3, (32, 16), seed=7)
-    (logits,) = onnx_session(tmp_path / 'model.onnx').run(None, {'images': images.numpy()})
+    inputs = deployed.example(3, (32, 16), seed=7)
+    (logits,) = onnx_session(tmp_path / 'model.onnx').run(None, as_numpy(inputs))
     assert logits.shape == (3, 5)
-    np.testing.assert_allclose(logits, deployed(images).detach(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(logits, deployed(**inputs).detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_quantized_models_are_sent_to_their_own_tool(tmp_path):
@@ -119,8 +130,9 @@ def test_quantized_models_are_sent_to_their_own_tool(tmp_path):
 @pytest.mark.parametrize(
     ('backbone', 'head', 'size', 'preprocess'),
     [(VIT, DCAL, (32, 16), True), (FUSED, BNNECK, (32, 16), False),
-     (STVIT, BNNECK, (64, 32), False)],
-    ids=['dcal', 'mctf', 'stvit-deit'],
+     (STVIT, BNNECK, (64, 32), False),
+     (dict(VIT, sie=dict(num_cameras=4, num_views=3)), BNNECK, (32, 16), True)],
+    ids=['dcal', 'mctf', 'stvit-deit', 'sie'],
 )  # fmt: skip
 def test_openvino_gives_the_same(backbone, head, size, preprocess, tmp_path):
     deployed = DeployModel(build(backbone, head), preprocess)
@@ -128,11 +140,9 @@ def test_openvino_gives_the_same(backbone, head, size, preprocess, tmp_path):
     export_onnx(deployed, onnx_file, size)
     assert export_openvino(deployed, onnx_file, path, size) < 1e-5
     assert sorted(file.name for file in path.parent.iterdir()) == ['model.bin', 'model.xml']
-    images = deployed.example(3, size, seed=7)
-    (output,) = onnx_session(onnx_file).run(None, {'images': images.numpy()})
-    np.testing.assert_allclose(
-        openvino_model(path)(images.numpy())[0], output, rtol=1e-3, atol=1e-4
-    )
+    inputs = as_numpy(deployed.example(3, size, seed=7))
+    (output,) = onnx_session(onnx_file).run(None, inputs)
+    np.testing.assert_allclose(openvino_model(path)(inputs)[0], output, rtol=1e-3, atol=1e-4)
 
 
 def test_openvino_files_that_differ_are_not_kept(tmp_path):
@@ -147,17 +157,27 @@ def test_openvino_files_that_differ_are_not_kept(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ['broken.onnx', 'model.onnx']
 
 
-def test_models_that_need_more_than_images_are_refused(tmp_path):
-    model = build(dict(VIT, sie=dict(num_cameras=2)))
-    with pytest.raises(OnnxExportError, match='no camera ids'):
-        export_onnx(DeployModel(model), tmp_path / 'model.onnx', (32, 16))
+def test_cameras_and_views_are_inputs_of_their_own(tmp_path):
+    model = build(dict(VIT, sie=dict(num_cameras=4, num_views=3)))
+    deployed = DeployModel(model)
+    export_onnx(deployed, tmp_path / 'model.onnx', (32, 16))
+    images = deployed.example(1, (32, 16))['images'].expand(2, -1, -1, -1)
+    pairs = [(3, 1), (0, 2)]
+    samples = [DataSample(camera_id=camera, view_id=view) for camera, view in pairs]
+    cameras, views = np.array(pairs).T
+    (output,) = onnx_session(tmp_path / 'model.onnx').run(
+        None, {'images': images.numpy(), 'camera_ids': cameras, 'view_ids': views}
+    )
+    expected = model(images, samples).detach().numpy()
+    np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2
 
 
 def test_decoded_images_are_normalised_inside(tmp_path):
     model = build(VIT)
     deployed = DeployModel(model, preprocess=True)
     export_onnx(deployed, tmp_path / 'model.onnx', (32, 16))
-    rgb = deployed.example(2, (32, 16))
+    rgb = deployed.example(2, (32, 16))['images']
     # What a pipeline packs is BGR.
     packed = rgb.permute(0, 3, 1, 2).flip(1)
     inputs = model.data_preprocessor({'inputs': packed})['inputs']

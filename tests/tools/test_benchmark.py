@@ -31,7 +31,7 @@ def test_runtimes_that_compute_something_else(broken, tiny_config, monkeypatch, 
         'nan': lambda output: output * torch.nan,
     }
     monkeypatch.setattr(
-        benchmark, 'onnx_forward', lambda model, size: lambda x: outputs[broken](model(x))
+        benchmark, 'onnx_forward', lambda model, size, ids: lambda x: outputs[broken](model(x))
     )
     command = ['benchmark.py', str(tiny_config), '--batch-size', '2', '--repeats', '1',
                '--device', 'cpu', '--backends', 'eager', 'onnx']  # fmt: skip
@@ -41,3 +41,17 @@ def test_runtimes_that_compute_something_else(broken, tiny_config, monkeypatch, 
     ):
         benchmark.main()
     assert re.search('onnx .* differs by (1.0e-01|inf|nan)', capsys.readouterr().out)
+
+
+def test_side_information_is_given(tiny_config, tmp_path, monkeypatch, capsys):
+    config = tmp_path / 'sie.py'
+    config.write_text(
+        f"_base_ = '{tiny_config}'\n"
+        'model = dict(backbone=dict(sie=dict(num_cameras=6, num_views=2)))\n'
+    )
+    command = ['benchmark.py', str(config), '--batch-size', '2', '--repeats', '1',
+               '--device', 'cpu', '--backends', 'eager', 'onnx']  # fmt: skip
+    monkeypatch.setattr(sys, 'argv', command)
+    benchmark.main()
+    (difference,) = re.findall(r'^onnx .* differs by (\S+)', capsys.readouterr().out, re.M)
+    assert float(difference) < 1e-4

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def onnx_forward(model: DeployModel, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+def onnx_forward(
+    model: DeployModel, size: tuple[int, int], ids: dict[str, Tensor]
+) -> Callable[[Tensor], Tensor]:
     """The model in ONNX Runtime, with as many threads as PyTorch has."""
     from vitdown.deployment import export_onnx, onnx_session
 
@@ -68,7 +71,8 @@ def onnx_forward(model: DeployModel, size: tuple[int, int]) -> Callable[[Tensor]
         path = Path(folder) / 'model.onnx'
         export_onnx(model, path, size, tolerance=float('inf'))
         session = onnx_session(path, torch.get_num_threads())
-    return lambda images: torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
+    feed = {name: value.numpy() for name, value in ids.items()}
+    return lambda images: torch.from_numpy(session.run(None, dict(feed, images=images.numpy()))[0])
 
 
 def largest_difference(found: object, expected: object) -> float:
@@ -106,7 +110,11 @@ def main() -> None:
         from vitdown.deployment import DeployModel
 
         deployed = DeployModel(model)
-        forwards['onnx'] = onnx_forward(deployed, tuple(shape)), deployed
+        ids = {
+            name: torch.zeros(args.batch_size, dtype=torch.int64)
+            for name in deployed.side_information
+        }
+        forwards['onnx'] = onnx_forward(deployed, tuple(shape), ids), partial(deployed, **ids)
     differences = {
         name: largest_difference(forward(images), expected(images))
         for name, (forward, expected) in forwards.items()

@@ -3,7 +3,8 @@
 python tools/deployment/export_onnx.py CONFIG CHECKPOINT model.onnx [--preprocess] [--openvino]
 
 Input 'images': normalised images (B, 3, H, W) float32, or with --preprocess decoded ones,
-(B, H, W, 3) uint8 RGB. Output 'output': features (B, D) or logits (B, classes). B may be any.
+(B, H, W, 3) uint8 RGB. Models with side information (SIE) have inputs 'camera_ids' and 'view_ids',
+(B,) int64, besides. Output 'output': features (B, D) or logits (B, classes). B may be any.
 """
 
 import argparse

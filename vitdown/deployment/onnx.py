@@ -32,6 +32,8 @@ class OnnxExportError(RuntimeError):
 class DeployModel(nn.Module):
     """A model as one function from images to features or logits.
 
+    Models with side information (SIE) take the cameras and views of the images, too.
+
     Args:
         model (BaseModel): A re-ID model or a classifier; put into evaluation mode.
         preprocess (bool): Take decoded images, ``(B, H, W, 3)`` uint8 RGB, instead of normalised
@@ -52,6 +54,8 @@ class DeployModel(nn.Module):
             )
         self.model = model.eval()
         self.preprocess = preprocess
+        side_information = getattr(model.backbone, 'sie', None)
+        self.side_information = side_information.sizes if side_information is not None else {}
         if preprocess:
             preprocessor = model.data_preprocessor
             if not getattr(preprocessor, '_enable_normalize', False):
@@ -63,21 +67,40 @@ class DeployModel(nn.Module):
             self.register_buffer('mean', preprocessor.mean.detach().clone(), persistent=False)
             self.register_buffer('std', preprocessor.std.detach().clone(), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Features ``(B, D)`` or logits ``(B, num_classes)``."""
+    def forward(
+        self, images: Tensor, camera_ids: Tensor | None = None, view_ids: Tensor | None = None
+    ) -> Tensor:
+        """Features ``(B, D)`` or logits ``(B, num_classes)``.
+
+        Args:
+            images (Tensor): See the class.
+            camera_ids (Tensor, optional): ``(B,)`` int64, for models that embed cameras.
+            view_ids (Tensor, optional): ``(B,)`` int64, for models that embed views.
+        """
         if self.preprocess:
             images = images.permute(0, 3, 1, 2)
             images = images.flip(1) if self.reverse else images
             images = (images.float() - self.mean) / self.std
+        if self.side_information:
+            given = dict(camera_ids=camera_ids, view_ids=view_ids)
+            needed = {name: given[name] for name in self.side_information}
+            return self.model.head.predict(self.model.extract_feat(images, **needed))
         output = self.model(images, mode='tensor')
         return output[-1] if isinstance(output, (tuple, list)) else output
 
-    def example(self, batch: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-        """Random images of a size ``(H, W)``."""
+    def example(self, batch: int, size: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs by name: images of a size ``(H, W)``, with cameras and views if needed."""
         generator = torch.Generator().manual_seed(seed)
         if self.preprocess:
-            return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=generator)
-        return torch.randn(batch, 3, *size, generator=generator)
+            shape = batch, *size, 3
+            images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        else:
+            images = torch.randn(batch, 3, *size, generator=generator)
+        ids = {
+            name: torch.randint(number, (batch,), generator=generator)
+            for name, number in self.side_information.items()
+        }
+        return dict(images=images, **ids)
 
 
 @torch.no_grad()
@@ -89,8 +112,9 @@ def export_onnx(
 ) -> float:
     """Write an ONNX file with a batch of any size, once it gives what the model gives.
 
-    Input ``images``, output ``output``; the height and width are fixed. Weights of more than 2 GB
-    are no problem of the models here.
+    Input ``images``, for models with side information ``camera_ids`` and ``view_ids`` ``(B,)``
+    int64, too; output ``output``. The height and width are fixed. Weights of more than 2 GB are no
+    problem of the models here.
 
     Args:
         model (DeployModel): On the CPU.
@@ -116,9 +140,7 @@ def export_onnx(
         draft = Path(folder) / path.name
         _export(model, draft, size)
         session = onnx_session(draft, 1)
-        difference = largest_difference(
-            model, lambda images: session.run(None, {'images': images})[0], size
-        )
+        difference = largest_difference(model, lambda inputs: session.run(None, inputs)[0], size)
         if not difference <= tolerance:
             raise OnnxExportError(
                 f'the ONNX file differs from the model by {difference:.1e} of the largest output, '
@@ -129,12 +151,15 @@ def export_onnx(
 
 
 def _export(model: DeployModel, path: Path, size: tuple[int, int]) -> None:
+    inputs = model.example(2, size)
+    batch = torch.export.Dim('batch', min=1)
     try:
         with patch.object(ShiftWindowMSA, 'window_reverse', staticmethod(_window_reverse)):
             program = torch.export.export(
                 model,
-                (model.example(2, size),),
-                dynamic_shapes={'images': {0: torch.export.Dim('batch', min=1)}},
+                (),
+                inputs,
+                dynamic_shapes={name: {0: batch} for name in inputs},
             )
         program = program.run_decompositions(
             {torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool2d}
@@ -143,7 +168,7 @@ def _export(model: DeployModel, path: Path, size: tuple[int, int]) -> None:
             program,
             (),
             path,
-            input_names=['images'],
+            input_names=list(inputs),
             output_names=['output'],
             opset_version=_OPSET,
             external_data=False,
@@ -189,13 +214,15 @@ def onnx_session(path: str | os.PathLike, threads: int = 0) -> onnxruntime.Infer
 
 @torch.no_grad()
 def largest_difference(
-    model: DeployModel, run: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]
+    model: DeployModel,
+    run: Callable[[dict[str, np.ndarray]], np.ndarray],
+    size: tuple[int, int],
 ) -> float:
     """Largest difference between a model and its copy in another runtime.
 
     Args:
         model (DeployModel): On the CPU.
-        run (Callable): The copy, from images to outputs.
+        run (Callable): The copy, from inputs by name to outputs.
         size (tuple[int, int]): Height and width of the images.
 
     Returns:
@@ -204,8 +231,9 @@ def largest_difference(
     """
     differences = []
     for batch in (1, 2, 5):
-        images = model.example(batch, size, seed=batch)
-        expected, found = model(images).numpy(), run(images.numpy())
+        inputs = model.example(batch, size, seed=batch)
+        expected = model(**inputs).numpy()
+        found = run({name: value.numpy() for name, value in inputs.items()})
         if found.shape != expected.shape:
             return float('inf')
         differences.append(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))

@@ -27,7 +27,7 @@ def export_openvino(
 ) -> float:
     """Write an OpenVINO model of an ONNX file, once it gives what the PyTorch model gives.
 
-    Weights are kept in float32. Names and shapes of input and output are those of the ONNX file.
+    Weights are kept in float32. Names and shapes of inputs and outputs are those of the ONNX file.
 
     Args:
         model (DeployModel): The model that the ONNX file was made of, on the CPU.
@@ -54,7 +54,7 @@ def export_openvino(
         except RuntimeError as error:
             cause = str(error).strip().splitlines()[-1]
             raise OpenvinoExportError(f'OpenVINO can not convert {onnx_path}: {cause}') from error
-        difference = largest_difference(model, lambda images: compiled(images)[0], size)
+        difference = largest_difference(model, lambda inputs: compiled(inputs)[0], size)
         if not difference <= tolerance:
             raise OpenvinoExportError(
                 f'the OpenVINO model differs from the model by {difference:.1e} of the largest '

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,7 +49,13 @@ def input_size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def forward_of(model: nn.Module) -> Callable[[Tensor], object]:
-    """The forward pass as a function of images; MMDetection's detectors want data samples too."""
+    """The forward pass as a function of images, with the data samples that the model wants.
+
+    MMDetection's detectors want sizes, models with side information the first camera and view.
+    """
+    if getattr(model.backbone, 'sie', None) is not None:
+        sample = DataSample(camera_id=0, view_id=0)
+        return lambda images: model(images, [sample] * len(images), mode='tensor')
     if not _is_detector(model):
         return model
     from mmdet.structures import DetDataSample

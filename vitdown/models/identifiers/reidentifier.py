@@ -110,6 +110,7 @@ class ReIdentifier(BaseModel):
         inputs: Tensor,
         data_samples: Sequence[DataSample] | None = None,
         labels: Tensor | None = None,
+        **side_information: Tensor,
     ) -> TokenFeatures | Tensor:
         """What the head works on: ``TokenFeatures``, or one vector ``(B, C)`` an image.
 
@@ -118,8 +119,10 @@ class ReIdentifier(BaseModel):
             data_samples (Sequence[DataSample], optional): See :meth:`forward`.
             labels (Tensor, optional): ``(B,)``, or ``(B, num_classes)`` of mixed images, when
                 losses are to be computed.
+            **side_information (Tensor): ``camera_ids`` and ``view_ids`` ``(B,)`` for a backbone
+                with side information, instead of the data samples' ones.
         """
-        side_information = self.side_information(data_samples)
+        side_information = side_information or self.side_information(data_samples)
         if self.head.needs_tokens:
             options = self.head.token_options(labels)
             return self.backbone.forward_tokens(inputs, **side_information, **options)

@@ -39,6 +39,12 @@ class SideInformationEmbedding(BaseModule):
     def init_weights(self) -> None:
         trunc_normal_(self.embed, std=0.02)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of ids of each argument that :meth:`index` needs, by the argument's name."""
+        sizes = dict(camera_ids=self.num_cameras, view_ids=self.num_views)
+        return {name: size for name, size in sizes.items() if size > 0}
+
     def index(
         self,
         camera_ids: Sequence[int] | Tensor | None = None,
