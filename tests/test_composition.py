@@ -117,11 +117,15 @@ class Watch(Hook):
         seen (list[Tensor]): Images that the backbone worked on last in each iteration.
         tokens (int): Number of tokens that the backbone's layers leave.
         levels (dict): Most values that each quantizer gave a row of a weight, or a channel.
+        without_gradients (set[str]): Losses that nothing was learned from; other logged
+            values need not be learned from.
     """
 
     def before_train(self, runner) -> None:
         self.model = runner.model
         self.logs, self.images, self.labels, self.seen, self.levels = [], [], [], [], {}
+        self.without_gradients, self._parse = set(), self.model.parse_losses
+        self.model.parse_losses = self._see_losses
         backbone = self.model.backbone
         self._handles = [
             self.model.data_preprocessor.register_forward_hook(self._see_batch),
@@ -133,6 +137,12 @@ class Watch(Hook):
     def _see_batch(self, module, args, batch) -> None:
         self.images.append(batch['inputs'])
         self.labels.append(torch.cat([sample.gt_label for sample in batch['data_samples']]))
+
+    def _see_losses(self, losses):
+        self.without_gradients |= {
+            name for name, loss in losses.items() if 'loss' in name and not loss.requires_grad
+        }
+        return self._parse(losses)
 
     def _see_images(self, module, args, out) -> None:
         self._last_images = args[0]
@@ -152,15 +162,13 @@ class Watch(Hook):
     def after_train(self, runner) -> None:
         for handle in self._handles:
             handle.remove()
+        del self.model.parse_losses
 
     def learns_by(self, *names: str) -> bool:
-        """Whether each of these losses was logged and neither zero nor infinite."""
+        """Whether each of these losses had gradients and was neither zero nor infinite."""
         values = torch.tensor([log.get(name, 0.0) for log in self.logs for name in names])
-        return bool((values.isfinite() & (values != 0)).all())
-
-    def moved_like(self, other: 'Watch') -> bool:
-        """Whether another training led to the same weights of the last normalisation."""
-        return torch.equal(self.model.backbone.ln1.weight, other.model.backbone.ln1.weight)
+        learned = bool((values.isfinite() & (values != 0)).all())
+        return learned and self.without_gradients.isdisjoint(names)
 
 
 def block_quantizers(model) -> list[nn.Module | None]:
@@ -200,8 +208,8 @@ EFFECTS = {
     'SMMix': lambda run, plain: (
         run.learns_by('loss_fine', 'loss_con') and not equal(run.seen, run.images)
     ),
-    'NKD': lambda run, plain: run.learns_by('loss_nkd') and not run.moved_like(plain),
-    'USKD': lambda run, plain: run.learns_by('loss_uskd') and not run.moved_like(plain),
+    'NKD': lambda run, plain: run.learns_by('loss_nkd'),
+    'USKD': lambda run, plain: run.learns_by('loss_uskd'),
     'unlearnable': lambda run, plain: not equal(run.images, plain.images),
 }
 
