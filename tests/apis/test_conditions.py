@@ -22,7 +22,24 @@ def test_text_becomes_values_of_the_columns_type():
         'height': Between(1.5, None),
     }
     time = parse_conditions({'time': '2024-05-01 .. 2024-05-03T14:00+02:00'}, TYPES)['time']
-    assert time == Between(np.datetime64('2024-05-01'), np.datetime64('2024-05-03T12:00'))
+    assert time == Between(np.datetime64('2024-05-01'), np.datetime64('2024-05-03T12:00:59.999999'))
+
+
+@pytest.mark.parametrize(
+    ('text', 'last'),
+    [
+        ('2024-05-03', '2024-05-03T23:59:59.999999'),
+        ('2024-12-31', '2024-12-31T23:59:59.999999'),
+        ('2024-05-03Z', '2024-05-03T23:59:59.999999'),
+        ('2024-05-03T10:00:05', '2024-05-03T10:00:05.999999'),
+        ('2024-05-03T10:00:05.25', '2024-05-03T10:00:05.250999'),
+        ('2024-05-03T10:00:05.123456', '2024-05-03T10:00:05.123456'),
+        ('2024-05-03T10:00:05.123456789', '2024-05-03T10:00:05.123456'),
+    ],
+)
+def test_days_belong_to_a_range_whole(text, last):
+    condition = parse_conditions({'time': f'..{text}'}, TYPES)['time']
+    assert condition == Between(None, np.datetime64(last))
 
 
 @pytest.mark.parametrize(

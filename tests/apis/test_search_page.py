@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from tools import serve
 from vitdown.apis import ReIDInferencer, open_gallery
-from vitdown.apis.search_page import PageSettings, create_app
+from vitdown.apis.search_page import PageSettings, create_app, guard
 from vitdown.apis.search_page.images import RecentUploads
 from vitdown.engine.launch import ConfigError, load_config
 from vitdown.evaluation.index import GalleryIndex
@@ -352,6 +352,32 @@ def test_tokens_of_any_letters(reid, gallery):
     # An environment variable need not be UTF-8.
     page = client(reid, gallery, token='\udcfc')
     assert page.get('/image/0').status_code == 401
+
+
+def test_tokens_can_not_be_tried_by_the_thousand(reid, gallery, monkeypatch):
+    page, now = client(reid, gallery, token='secret'), [0.0]
+    monkeypatch.setattr(guard.time, 'monotonic', lambda: now[0])
+    assert page.post('/login', data={'token': 'secret'}, follow_redirects=False).status_code == 303
+    session = dict(page.cookies)
+    page.cookies.clear()
+    for _ in range(20):  # nothing was tried
+        assert page.get('/image/0').status_code == 401
+    for tried in range(12):
+        wrong = {'authorization': f'Bearer {tried}'}
+        status = 401 if tried < 10 else 429
+        if tried % 2:
+            assert page.get('/image/0', headers=wrong).status_code == status
+        else:
+            assert page.post('/login', data={'token': tried}).status_code == status
+    right = {'authorization': 'Bearer secret'}
+    assert page.get('/image/0', headers=right).status_code == 429
+    answer = page.post('/login', data={'token': 'secret'})
+    assert (answer.status_code, 'too many wrong tokens' in answer.text) == (429, True)
+    page.cookies.update(session)
+    assert page.get('/image/0').status_code == 200
+    page.cookies.clear()
+    now[0] = 61.0
+    assert page.get('/image/0', headers=right).status_code == 200
 
 
 def test_nothing_can_be_added_by_default(page, gallery, photos):

@@ -9,7 +9,7 @@ import numpy as np
 
 from vitdown.evaluation.index import Between
 
-from .values import parse_value
+from .values import parse_time, parse_value
 
 
 def split_conditions(texts: Sequence[str]) -> dict[str, str]:
@@ -39,7 +39,8 @@ def parse_conditions(
 
     Args:
         texts (dict[str, str]): For each column: values with commas between them (``'1,2'``), or a
-            range one of whose ends may be left out (``'3..7'``, ``'2024-05-01..'``).
+            range one of whose ends may be left out (``'3..7'``, ``'2024-05-01..'``). A day at its
+            upper end belongs to it whole, as does a minute.
         types (dict[str, np.dtype]): Types of the gallery's columns.
 
     Raises:
@@ -66,6 +67,8 @@ def _parse_range(name: str, text: str, dtype: np.dtype) -> Between:
         raise ValueError(f'column {name!r}: the range {text!r} has no ends; leave out one at most')
     values: list[Any] = [parse_value(end, name, dtype) if end else None for end in ends]
     low, high = values
+    if high is not None and dtype.kind == 'M':
+        high = parse_time(ends[1], name, last=True)
     if low is not None and high is not None and low > high:
         raise ValueError(
             f'column {name!r}: the range {text!r} ends before it begins; the lower end comes first'

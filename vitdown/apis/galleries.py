@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Gallery = GalleryIndex | QdrantGallery
 
 _SCHEMES = ('http://', 'https://', 'qdrant:')
+_REMEDY = 'add to it (tools/index.py --append), or name another place'
 
 
 def open_gallery(location: str | os.PathLike, mmap: bool = False) -> Gallery:
@@ -61,13 +62,13 @@ def create_gallery(
     location = os.fspath(location)
     if not is_collection(location):
         if os.path.exists(os.path.join(location, 'manifest.json')):
-            raise FileExistsError(f'{location} holds a gallery already')
+            raise FileExistsError(f'{location} holds a gallery already: {_REMEDY}')
         return GalleryIndex(dim, factory, metric, model=model)
     from vitdown.evaluation.index.qdrant import QdrantGallery, collection_exists
 
     client, collection = _collection(location)
     if collection_exists(client, collection):
-        raise FileExistsError(f'there is a Qdrant collection {collection!r} already')
+        raise FileExistsError(f'there is a Qdrant collection {collection!r} already: {_REMEDY}')
     return QdrantGallery(client, collection, dim, metric, model=model)
 
 

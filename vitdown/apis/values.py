@@ -75,12 +75,14 @@ def parse_value(text: str, name: str, dtype: np.dtype) -> str | bool | int | flo
     raise ValueError(f'column {name!r} holds {dtype}, {text!r} {reason}')
 
 
-def parse_time(text: str, name: str) -> np.datetime64:
+def parse_time(text: str, name: str, last: bool = False) -> np.datetime64:
     """A time in ISO 8601; one with ``Z`` or an offset is brought to UTC.
 
     Args:
         text (str): Such as ``2024-05-01``, ``2024-05-01T12:30`` or ``2024-05-01T12:30:00+02:00``.
         name (str): The column, for errors.
+        last (bool): Give the last microsecond of the day, minute or second that the text names,
+            not the first.
 
     Raises:
         ValueError: If it is none.
@@ -92,6 +94,9 @@ def parse_time(text: str, name: str) -> np.datetime64:
         except ValueError as error:
             reason = str(error).split(' in datetime')[0].lower()
         else:
+            if last:
+                following = (np.datetime64(found[1]) + 1).astype('M8[us]')
+                time = max(time, following - np.timedelta64(1, 'us'))
             ahead = int(found['hours'] or 0) * 60 + int(found['minutes'] or 0)
             return time - np.timedelta64(-ahead if found['sign'] == '-' else ahead, 'm')
     raise ValueError(f'column {name!r} holds times, {text!r} is none: {reason}')

@@ -37,7 +37,7 @@ from vitdown.evaluation.index.metadata import Columns
 from vitdown.files import write_atomically
 from vitdown.visualization.attention_map import draw_rollout
 
-from .guard import BodyLimit, SameOrigin, SecurityHeaders, TokenGuard
+from .guard import TOO_MANY, BodyLimit, SameOrigin, SecurityHeaders, TokenGuard
 from .images import (
     RecentUploads,
     UploadError,
@@ -183,10 +183,11 @@ class _Page:
             return self.templates.TemplateResponse(request, 'login.html')
         async with request.form(max_files=0, max_fields=1) as form:
             guard = request.scope['token_guard']
-            if guard.knows(str(form.get('token', ''))):
-                return guard.admitted()
-        context = {'message': 'This is not the token.'}
-        return self.templates.TemplateResponse(request, 'login.html', context, status_code=401)
+            status = guard.answer_to(str(form.get('token', '')), request.scope)
+        if status == 200:
+            return guard.admitted()
+        context = {'message': 'This is not the token.' if status == 401 else f'{TOO_MANY}.'}
+        return self.templates.TemplateResponse(request, 'login.html', context, status_code=status)
 
     async def add(self, folder: Path, request: Request) -> Response:
         async with request.form(max_files=1, max_fields=100) as form:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -22,7 +23,10 @@ _HEADERS = {
     'Cache-Control': 'no-store',
 }
 _COOKIE = 'vitdown_session'
+TOO_MANY = 'too many wrong tokens: try again in a minute'
 _OPEN_PATHS = ('/login', '/static/')
+# Wrong tokens that an address may give in so many seconds, and addresses remembered
+_MAX_WRONG, _PERIOD, _MAX_CLIENTS = 10, 60.0, 1000
 
 
 class SecurityHeaders:
@@ -58,12 +62,17 @@ class SameOrigin:
 
 
 class TokenGuard:
-    """Lets in who has the token, as ``Authorization: Bearer`` or by the login form's cookie."""
+    """Lets in who has the token, as ``Authorization: Bearer`` or by the login form's cookie.
+
+    Who gives ten wrong ones in a minute has to wait; sessions that are open go on.
+    """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app, self.token = app, token
         # The cookie isn't the token, and ends with the process.
         self.session = secrets.token_urlsafe(32)
+        # By client address: when its last wrong tokens came
+        self._wrong: dict[str, list[float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope['type'] != 'http' or scope['path'].startswith(_OPEN_PATHS):
@@ -74,15 +83,30 @@ class TokenGuard:
         session = cookie_parser(headers.get('cookie', '')).get(_COOKIE, '')
         # Headers are bytes that Starlette reads as Latin-1.
         bearer = headers.get('authorization', '').removeprefix('Bearer ').encode('latin-1')
-        if _equal(session, self.session) or self.knows(bearer):
+        status = 200 if _equal(session, self.session) else self.answer_to(bearer, scope)
+        if status == 200:
             return await self.app(scope, receive, send)
+        if status == 429:
+            return await PlainTextResponse(TOO_MANY, status)(scope, receive, send)
         if scope['method'] == 'GET' and scope['path'] == '/':
             return await RedirectResponse('/login', 303)(scope, receive, send)
         return await PlainTextResponse('a token is needed', 401)(scope, receive, send)
 
-    def knows(self, token: str | bytes) -> bool:
-        """Whether this is the token, in a time that doesn't tell how much of it is right."""
-        return _equal(token, self.token)
+    def answer_to(self, token: str | bytes, scope: Scope) -> int:
+        """HTTP status for a token: 200 if it is right, 401 if not, 429 after too many wrong ones.
+
+        The time it takes doesn't tell how much of the token is right.
+        """
+        address, now = (scope.get('client') or ('',))[0], time.monotonic()
+        wrong = [when for when in self._wrong.pop(address, ()) if now - when < _PERIOD]
+        status = 429 if len(wrong) >= _MAX_WRONG else 200 if _equal(token, self.token) else 401
+        if status == 401 and token:
+            wrong.append(now)
+        if wrong:
+            self._wrong[address] = wrong
+            if len(self._wrong) > _MAX_CLIENTS:
+                del self._wrong[next(iter(self._wrong))]
+        return status
 
     def admitted(self) -> RedirectResponse:
         """To the page, with the session's cookie."""
