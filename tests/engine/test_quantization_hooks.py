@@ -229,11 +229,16 @@ def test_hooks_refuse_a_model_without_quantizers(tmp_path):
 @pytest.mark.parametrize(
     ('hook', 'message'),
     [
-        (dict(type='QuantCalibrationHook', num_batches=0), 'num_batches must be at least 1'),
-        (dict(type='OscillationHook', interval=0), 'interval and log_interval'),
+        (dict(type='QuantCalibrationHook', num_batches=0), 'num_batches must be an integer of at'),
+        (dict(type='QuantCalibrationHook', num_batches=1.5), 'num_batches must be an integer'),
+        (dict(type='OscillationHook', interval=0), 'interval must be an integer of at least 1'),
+        (dict(type='OscillationHook', log_interval=0.5), 'log_interval must be an integer'),
         (dict(type='CGAHook', boundary_range=0), 'boundary_range must be between'),
         (dict(type='CGAHook', cga_on_qk='all'), "must be one of .*'grad'.*got 'all'"),
         (dict(type='CGAHook', targets='*.ffn'), r"list of patterns, got '\*.ffn'"),
+        (dict(type='CGAHook', targets=[]), r'list of patterns, got \[\]'),
+        (dict(type='OscillationHook', threshold=-1), 'threshold must be a frequency'),
+        (dict(type='OscillationHook', boundary_range=0.5), 'boundary_range must be between'),
         (
             dict(type='CGAHook', targets=['*.ffn', 'layers.0', 'head']),
             r"quantizes in \['layers.0', 'head'\]; they are called backbone.layers.0.attn",

@@ -413,6 +413,15 @@ class TestConversion:
             assert torch.equal(model(image)[-1], first)
             assert len(calls) == 2
 
+    def test_weights_made_in_inference_mode_may_change(self):
+        with torch.inference_mode():
+            model = tiny_vit().eval()
+            image = torch.randn(2, 3, 32, 32)
+            model(image)  # sets the steps
+            first = model(image)[-1]
+            model.layers[0].ffn.layers[0][0].weight.mul_(-1)
+            assert not torch.equal(model(image)[-1], first)
+
     def test_steps_that_change_are_noticed_in_evaluation(self):
         model = tiny_vit({**W4A4, 'w_quant': 'lsq'}).eval()
         image = torch.randn(2, 3, 32, 32)

@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch.optim import Optimizer
 
+from vitdown.models.option_checks import check_integers
 from vitdown.models.quantization import (
     ConfidenceGuidedAnnealing,
     OscillationMonitor,
@@ -43,8 +44,7 @@ class QuantCalibrationHook(Hook):
     """
 
     def __init__(self, num_batches: int = 1) -> None:
-        if num_batches < 1:
-            raise ValueError(f'num_batches must be at least 1, got {num_batches}')
+        check_integers('num_batches', num_batches, low=1)
         self.num_batches = num_batches
 
     @torch.no_grad()
@@ -135,10 +135,8 @@ class OscillationHook(Hook):
         log_interval: int = 50,
         per_layer: bool = False,
     ) -> None:
-        if interval < 1 or log_interval < 1:
-            raise ValueError(
-                f'interval and log_interval must be at least 1, got {interval} and {log_interval}'
-            )
+        check_integers('interval', interval, low=1)
+        check_integers('log_interval', log_interval, low=1)
         self.options = dict(momentum=momentum, threshold=threshold, boundary_range=boundary_range)
         self.interval = interval
         self.log_interval = log_interval

@@ -69,7 +69,7 @@ def annealed_weights(
         )
     if targets is None:
         return weights
-    if isinstance(targets, str):
+    if isinstance(targets, str) or not targets:
         raise ValueError(f'targets must be a list of patterns, got {targets!r}')
     if unused := [t for t in targets if not any(fits(w.name, t) for w in weights)]:
         raise ValueError(

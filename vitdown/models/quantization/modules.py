@@ -12,7 +12,7 @@ class CachedWeights:
 
     A change of the weight or of its quantizer in place, by an optimizer or a checkpoint, is noticed
     by the tensors' versions. Changes by way of ``.data`` have none: call ``train()`` or ``eval()``
-    after them.
+    after them. Tensors made in inference mode have none either, and nothing is kept of them.
     """
 
     def cached(self, name: str, quantizer: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
@@ -20,7 +20,9 @@ class CachedWeights:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
         tensors = (self.weight, *quantizer.parameters(), *quantizer.buffers())
-        key = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if any(tensor.is_inference() for tensor in tensors):
+            return compute()
+        key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         cache = self.__dict__.setdefault('_weights', {})
         if cache.get(name, (None, None))[0] != key:
             cache[name] = key, compute()

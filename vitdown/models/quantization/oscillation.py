@@ -97,7 +97,7 @@ class OscillationMonitor:
             0.005.
 
     Raises:
-        ValueError: If no weight of the model is quantized.
+        ValueError: If no weight of the model is quantized, or an option is out of its range.
     """
 
     def __init__(
@@ -107,6 +107,12 @@ class OscillationMonitor:
         threshold: float = 0.005,
         boundary_range: float = 0.005,
     ) -> None:
+        if not 0 <= threshold < 1:
+            raise ValueError(f'threshold must be a frequency from 0 to 1, got {threshold}')
+        if not 0 < boundary_range < 0.5:
+            raise ValueError(
+                f'boundary_range must be between 0 and 0.5 levels, got {boundary_range}'
+            )
         self.threshold = threshold
         self.boundary_range = boundary_range
         self._sources = {name: (quantizer, read) for name, quantizer, read in _weights(model)}
