@@ -17,9 +17,12 @@ def check_integers(
         ValueError: If the value is anything else.
     """
     items = value if sizes else [value]
-    fits = isinstance(items, Sequence) and (not sizes or len(items) in sizes)
-    if fits and all(
-        type(item) is int and item >= low and (high is None or item <= high) for item in items
+    if (
+        isinstance(items, Sequence)
+        and (not sizes or len(items) in sizes)
+        and all(
+            type(item) is int and item >= low and (high is None or item <= high) for item in items
+        )
     ):
         return
     what = f'{" or ".join(map(str, sizes))} integer(s) in a sequence' if sizes else 'an integer'

@@ -66,7 +66,8 @@ class MultiheadAttention(BaseModule):
     @property
     def part_sizes(self) -> tuple[int, int, int]:
         """Rows of ``qkv`` that belong to queries, keys and values."""
-        return tuple(self.num_heads * dims for dims in (self.qk_dims, self.qk_dims, self.v_dims))
+        queries, values = self.num_heads * self.qk_dims, self.num_heads * self.v_dims
+        return queries, queries, values
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """``(B, N, H * d)`` to ``(B, H, N, d)``."""

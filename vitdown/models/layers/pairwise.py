@@ -43,7 +43,7 @@ def pair_indices(
     elif pairing != 'random':
         raise ValueError(f'pairing={pairing!r} needs labels')
     drawn = torch.randperm(batch, device=device, generator=generator)
-    if pairing == 'random':
+    if labels is None or pairing == 'random':
         return _next_in_circle(drawn)
     same = labels[:, None] == labels
     # Groups in random order, the largest first: each is known by the first of its images drawn.

@@ -1,5 +1,7 @@
 """Bricks of ViTs from which channels, heads or tokens' shares were pruned."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class PrunedLayerNorm(nn.LayerNorm):
         ValueError: If ``norm_dims`` is below C.
     """
 
-    def __init__(self, normalized_shape: int, norm_dims: int, **kwargs) -> None:
+    def __init__(self, normalized_shape: int, norm_dims: int, **kwargs: Any) -> None:
         super().__init__(normalized_shape, **kwargs)
         if norm_dims < normalized_shape:
             raise ValueError(f'norm_dims={norm_dims} is below the {normalized_shape} channels left')

@@ -6,11 +6,12 @@ multiply from the left. Nothing here passes gradients.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-Attention = Tensor | tuple[Tensor, Tensor]
+Attention: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -81,6 +82,7 @@ def _head_mean(attn: Attention, row: Tensor | None = None) -> Tensor:
         part = head if row is None else row @ head
         total = part if total is None else total + part
         num_heads += 1
+    assert total is not None  # no attention is without heads
     return total / num_heads
 
 

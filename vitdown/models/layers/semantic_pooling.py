@@ -62,7 +62,7 @@ class RegionPooling(BaseModule):
         super().__init__()
         if mode not in MODES:
             raise ValueError(f'pool must be one of {MODES}, got {mode!r}')
-        self.grid = tuple(grid)
+        self.grid = (grid[0], grid[1])
         self.mode = mode
         if mode == 'intra':
             self.conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)

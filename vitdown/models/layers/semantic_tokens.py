@@ -1,3 +1,6 @@
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +29,12 @@ class SemanticTokenGenerator(CrossEncoderLayer):
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         reach: int | None = None,
         with_own_keys: bool = False,
         shortcut: bool = True,
         conv_pos: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.reach = reach
@@ -56,20 +59,18 @@ class SemanticTokenGenerator(CrossEncoderLayer):
             Tensor: Semantic tokens ``(B, S, C)``.
         """
         if self.conv_pos is not None:
-            semantic = semantic + layout.join(self._convolve(layout.split(semantic)))
+            semantic = semantic + layout.join(_convolve(self.conv_pos, layout.split(semantic)))
         queries = semantic if center is None else semantic + center
-        attend = self._attend_to_image if self.reach is None else self._attend_to_windows
-        out = self.attn.proj(attend(queries, semantic, image, layout))
+        if self.reach is None:
+            out = self._attend_to_image(queries, semantic, image, layout)
+        else:
+            out = self._attend_to_windows(queries, semantic, image, layout, self.reach)
+        out = self.attn.proj(out)
         if self.shortcut:
             out = queries + self.attn.out_drop(self.attn.gamma1(out))
         else:
             out = self.attn.gamma1(out)
         return self.ffn(self.ln2(out), identity=out)
-
-    def _convolve(self, windows: Tensor) -> Tensor:
-        side = round(windows.shape[1] ** 0.5)
-        maps = windows.transpose(1, 2).unflatten(2, (side, side))
-        return self.conv_pos(maps).flatten(2).transpose(1, 2)
 
     def _attend_to_image(
         self, queries: Tensor, semantic: Tensor, image: Tensor, layout: SemanticLayout
@@ -84,25 +85,25 @@ class SemanticTokenGenerator(CrossEncoderLayer):
         return self.attn.mix(query, *self.attn.project_kv(self.ln1(keys)), visible)[0]
 
     def _attend_to_windows(
-        self, queries: Tensor, semantic: Tensor, image: Tensor, layout: SemanticLayout
+        self, queries: Tensor, semantic: Tensor, image: Tensor, layout: SemanticLayout, reach: int
     ) -> Tensor:
         query = self._by_window(self.attn.project_q(self.ln1(queries)), layout)
-        key_value = self.attn.project_kv(self.ln1(image))
-        fill = (None, None)
+        by_token = self.attn.project_kv(self.ln1(image))
+        fill: Iterable[Tensor | None] = (None, None)
         if layout.pad_mask != 'exact':
             # What a token of zeros is after the norm
             bias = self.ln1(image.new_zeros(1, 1, image.shape[-1]))
             fill = (x.flatten() for x in self.attn.project_kv(bias))
-        key_value = [
-            layout.key_windows(_merge_heads(x), self.reach, constant)
+        key, value = [
+            layout.key_windows(_merge_heads(x), reach, constant)
             .unflatten(2, (self.attn.num_heads, -1))
             .transpose(1, 2)
-            for x, constant in zip(key_value, fill)
+            for x, constant in zip(by_token, fill)
         ]
-        visible = layout.image_mask(self.reach, image.device)
+        visible = layout.image_mask(reach, image.device)
         if self.with_own_keys:
             own = self.attn.project_kv(layout.split(self.ln1(semantic)))
-            key_value = [torch.cat(pair, dim=2) for pair in zip(own, key_value)]
+            key, value = [torch.cat(pair, dim=2) for pair in zip(own, (key, value))]
             if visible is not None:
                 own_visible = layout.semantic_mask(image.device)
                 num_windows, num_own = len(visible), layout.num_semantic**2
@@ -113,7 +114,7 @@ class SemanticTokenGenerator(CrossEncoderLayer):
                 visible = torch.cat((own_visible, visible), dim=1)
         if visible is not None:
             visible = visible[:, None, None].repeat(image.shape[0], 1, 1, 1)
-        return layout.join(self.attn.mix(query, *key_value, visible)[0])
+        return layout.join(self.attn.mix(query, key, value, visible)[0])
 
     def _by_window(self, x: Tensor, layout: SemanticLayout) -> Tensor:
         """``(B, heads, S, d)`` to ``(B * num_windows, heads, s * s, d)``."""
@@ -133,7 +134,7 @@ class SemanticEncoderLayer(CrossEncoderLayer):
     """
 
     def __init__(
-        self, *args, local: bool = False, relative_side: int | None = None, **kwargs
+        self, *args: Any, local: bool = False, relative_side: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.local = local
@@ -154,19 +155,9 @@ class SemanticEncoderLayer(CrossEncoderLayer):
             x = semantic
             mask = None if mask is None else mask[None, None, None]
         if self.relative_position is not None:
-            mask = self._relative_bias(x, mask)
+            mask = _relative_bias(self.relative_position(), x, mask)
         x = super().forward(x, attn_bias=mask)
         return layout.join(x) if self.local else x
-
-    def _relative_bias(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        bias = self.relative_position()
-        if bias.shape[-1] != x.shape[1]:
-            raise ValueError(
-                f'The relative position bias is for {bias.shape[-1]} semantic tokens, got '
-                f'{x.shape[1]}; set img_size to the input size or relative_pos=False'
-            )
-        bias = bias[None].to(x.dtype)
-        return bias if mask is None else bias.masked_fill(~mask, float('-inf'))
 
 
 class SemanticTokenRecovery(CrossEncoderLayer):
@@ -181,7 +172,7 @@ class SemanticTokenRecovery(CrossEncoderLayer):
         **kwargs: See :class:`TransformerEncoderLayer`.
     """
 
-    def __init__(self, *args, reach: int | None = None, **kwargs) -> None:
+    def __init__(self, *args: Any, reach: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reach = reach
 
@@ -193,6 +184,22 @@ class SemanticTokenRecovery(CrossEncoderLayer):
                 semantic = torch.cat((semantic, torch.zeros_like(semantic[:, :1])), dim=1)
             bias = bias.to(image.dtype)[None, None]
         return super().forward(image, semantic, bias)
+
+
+def _convolve(conv: nn.Conv2d, windows: Tensor) -> Tensor:
+    side = round(windows.shape[1] ** 0.5)
+    maps = windows.transpose(1, 2).unflatten(2, (side, side))
+    return conv(maps).flatten(2).transpose(1, 2)
+
+
+def _relative_bias(bias: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    if bias.shape[-1] != x.shape[1]:
+        raise ValueError(
+            f'The relative position bias is for {bias.shape[-1]} semantic tokens, got '
+            f'{x.shape[1]}; set img_size to the input size or relative_pos=False'
+        )
+    bias = bias[None].to(x.dtype)
+    return bias if mask is None else bias.masked_fill(~mask, float('-inf'))
 
 
 def _merge_heads(x: Tensor) -> Tensor:

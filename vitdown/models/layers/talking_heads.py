@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ class TalkingHeadsAttention(MultiheadAttention):
     :class:`MultiheadAttention`; the weights it returns are those between the two mixes.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.proj_l = nn.Linear(self.num_heads, self.num_heads)
         self.proj_w = nn.Linear(self.num_heads, self.num_heads)
@@ -55,7 +57,9 @@ class ClassAttention(MultiheadAttention):
     separate.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, qkv_bias: bool = True, **kwargs) -> None:
+    def __init__(
+        self, embed_dims: int, num_heads: int, qkv_bias: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(embed_dims, num_heads, qkv_bias=qkv_bias, **kwargs)
         del self.qkv
         self.q = nn.Linear(embed_dims, embed_dims, bias=qkv_bias)
