@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule, ModuleList
@@ -121,7 +123,7 @@ class CaiT(BaseModule):
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
 
-    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args) -> None:
+    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args: Any) -> None:
         name = prefix + 'pos_embed'
         if name in state_dict and state_dict[name].shape[1] != self.pos_embed.shape[1]:
             grid = infer_grid(state_dict[name].shape[1], self.patch_resolution)

@@ -1,3 +1,6 @@
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from mmpretrain.models.backbones import DeiT3 as MMPretrainDeiT3
 from torch import Tensor, nn
@@ -33,7 +36,7 @@ class DeiT3(VisionTransformer):
         arch: str | dict = 'base',
         layer_scale_init_value: float = 1e-5,
         interpolate_mode: str = 'bicubic',
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             arch=arch,
@@ -46,7 +49,7 @@ class DeiT3(VisionTransformer):
         height, width = self.patch_resolution
         self.pos_embed = nn.Parameter(torch.zeros(1, height * width, self.embed_dims))
 
-    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
         name = prefix + 'pos_embed'
         if name in state_dict and state_dict[name].shape[1] != self.pos_embed.shape[1]:
             state_dict[name] = self._resize(state_dict[name], self.patch_resolution)
@@ -55,7 +58,12 @@ class DeiT3(VisionTransformer):
         source = infer_grid(pos_embed.shape[1], self.patch_resolution)
         return resize_pos_embed(pos_embed, grid, source, self.interpolate_mode, 0)
 
-    def embed_patches(self, x: Tensor, camera_ids=None, view_ids=None):
+    def embed_patches(
+        self,
+        x: Tensor,
+        camera_ids: Sequence[int] | None = None,
+        view_ids: Sequence[int] | None = None,
+    ) -> tuple[Tensor, tuple[int, int]]:
         """See :meth:`VisionTransformer.embed_patches`."""
         x, grid = self.patch_embed(x)
         x = x + resize_pos_embed(

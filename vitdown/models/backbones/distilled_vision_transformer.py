@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ class DistilledVisionTransformer(VisionTransformer):
 
     num_extra_tokens = 2
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, with_cls_token=True, **kwargs)
         self.dist_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
 

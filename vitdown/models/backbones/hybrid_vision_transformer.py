@@ -1,6 +1,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +33,7 @@ class HybridVisionTransformer(VisionTransformer):
     """
 
     def __init__(
-        self, arch: str | dict = 'vit-base', depths: Sequence[int] = (3, 4, 9), **kwargs
+        self, arch: str | dict = 'vit-base', depths: Sequence[int] = (3, 4, 9), **kwargs: Any
     ) -> None:
         try:
             from timm.layers import StdConv2dSame
@@ -49,7 +50,7 @@ class HybridVisionTransformer(VisionTransformer):
             )
         super().__init__(arch, patch_size=16, **kwargs)
         resnet = ResNetV2(
-            layers=depths,
+            layers=list(depths),
             num_classes=0,
             global_pool='',
             in_chans=self.patch_embed.projection.in_channels,

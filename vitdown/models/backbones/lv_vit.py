@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -89,7 +91,7 @@ class LVViT(VisionTransformer):
         patch_size: int = 16,
         in_channels: int = 3,
         norm_cfg: dict = dict(type='LN', eps=1e-5),
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if given := sorted({'stride', 'patch_cfg'} & set(kwargs)):
             raise ValueError(f'The patches of LVViT do not overlap, {given} cannot be set')

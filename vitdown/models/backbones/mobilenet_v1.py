@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
@@ -8,7 +10,9 @@ _LOW = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) 
 _HIGH = ((1024, 2), (1024, 1))
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, *args, **kwargs) -> list[nn.Module]:
+def _conv_bn_relu(
+    in_channels: int, out_channels: int, *args: int, **kwargs: int
+) -> list[nn.Module]:
     conv = nn.Conv2d(in_channels, out_channels, *args, bias=False, **kwargs)
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
@@ -36,14 +40,15 @@ class MobileNetV1(BaseModule):
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Outputs: 0 for the 512 channels after the eleventh block, 1
             for the 1024 after the last. Defaults to both.
-        init_cfg (dict | list, optional): Defaults to Kaiming initialisation of convolutions.
+        init_cfg (dict | Sequence[dict], optional): Defaults to Kaiming initialisation of
+            convolutions.
     """
 
     def __init__(
         self,
         in_channels: int = 3,
         out_indices: tuple[int, ...] = (0, 1),
-        init_cfg: dict | list | None = (
+        init_cfg: dict | Sequence[dict] | None = (
             dict(type='Kaiming', layer=['Conv2d']),
             dict(type='Constant', val=1, layer=['_BatchNorm']),
         ),

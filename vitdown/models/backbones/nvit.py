@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model.weight_init import trunc_normal_
@@ -45,7 +46,9 @@ def revit_arch(embed_dims: int) -> dict:
     )
 
 
-def _proxy_arch(embed_dims: int, heads: Sizes, qk_dims: Sizes, feedforward: Sizes) -> dict:
+def _proxy_arch(
+    embed_dims: int, heads: Sequence[int], qk_dims: Sequence[int], feedforward: Sequence[int]
+) -> dict:
     """Three outer, six inner, three outer blocks; each pair is (outer, inner)."""
     blocks = [0] * 3 + [1] * 6 + [0] * 3
     return dict(
@@ -101,7 +104,7 @@ class NViT(VisionTransformer):
         torch.Size([1, 48])
     """
 
-    arch_zoo = {
+    arch_zoo: dict[str, dict] = {
         **VisionTransformer.arch_zoo,
         'revit-s': revit_arch(384),
         'revit-t': revit_arch(192),
@@ -124,7 +127,7 @@ class NViT(VisionTransformer):
         token_fusion: dict | None = None,
         layer_cfgs: dict | Sequence[dict] | None = None,
         norm_cfg: dict = dict(type='LN', eps=1e-6),
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if isinstance(arch, str):
             if arch.lower() not in self.arch_zoo:
@@ -194,7 +197,9 @@ class NViT(VisionTransformer):
         if self.sie is not None:
             self.sie.init_weights()
 
-    def _prepare_token_scale(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+    def _prepare_token_scale(
+        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         """Resize the tokens' factors of a checkpoint like its position embedding."""
         for i in range(self.num_layers):
             name = f'{prefix}layers.{i}.attn.qkv.token_scale'
@@ -219,7 +224,7 @@ class NViT(VisionTransformer):
             return x[:, 0], x[:, 1]
         return super()._format_output(x, hw)
 
-    def forward_tokens(self, *args, **kwargs) -> TokenFeatures:
+    def forward_tokens(self, *args: Any, **kwargs: Any) -> TokenFeatures:
         """See :meth:`VisionTransformer.forward_tokens`.
 
         Raises:

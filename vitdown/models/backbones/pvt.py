@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class SpatialReductionAttention(BaseModule):
         self.q = nn.Linear(embed_dims, embed_dims, bias=qkv_bias)
         self.kv = nn.Linear(embed_dims, 2 * embed_dims, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
-        self.sr = self.norm = None
+        self.sr = None
         if sr_ratio > 1:
             self.sr = nn.Conv2d(embed_dims, embed_dims, sr_ratio, stride=sr_ratio)
             self.norm = nn.LayerNorm(embed_dims)
@@ -158,7 +159,7 @@ class PVTStage(BaseModule):
             if parameter is not None:
                 trunc_normal_(parameter, std=0.02)
 
-    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args) -> None:
+    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args: Any) -> None:
         name = prefix + 'pos_embed'
         if name in state_dict and state_dict[name].shape[1] != self.pos_embed.shape[1]:
             source = infer_grid(state_dict[name].shape[1] - self.num_extra_tokens, self.grid)

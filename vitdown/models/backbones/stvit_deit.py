@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.utils.checkpoint as cp
@@ -67,7 +68,7 @@ class STViTDeiT(VisionTransformer):
         final_norm: bool = False,
         token_fusion: dict | None = None,
         norm_cfg: dict = dict(type='LN', eps=1e-6),
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if token_fusion:
             raise ValueError('STViTDeiT pools tokens by their place and takes no token_fusion')
@@ -91,7 +92,7 @@ class STViTDeiT(VisionTransformer):
             )
         if use_global_center and num_generation < 2:
             raise ValueError('The global centres enter the second generation layer, there is none')
-        self.semantic_grid = tuple(semantic_grid)
+        self.semantic_grid = (semantic_grid[0], semantic_grid[1])
         self.pool = RegionPooling(self.embed_dims, self.semantic_grid, pool, norm_cfg)
         self.global_center = None
         if use_global_center:
@@ -104,7 +105,7 @@ class STViTDeiT(VisionTransformer):
         return CrossEncoderLayer if generates else TransformerEncoderLayer
 
     @property
-    def forward_tokens(self):
+    def forward_tokens(self) -> NoReturn:
         """Not offered: the layers' tokens differ in number and meaning."""
         raise AttributeError('STViTDeiT has no forward_tokens')
 
@@ -141,12 +142,12 @@ class STViTDeiT(VisionTransformer):
             semantic = self._run(layer, semantic)[0]
             yield semantic
 
-    def _run(self, layer: nn.Module, x: Tensor, *args):
+    def _run(self, layer: nn.Module, x: Tensor, *args: Tensor) -> Any:
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(layer, x, *args, use_reentrant=False)
         return layer(x, *args)
 
-    def forward(
+    def forward(  # type: ignore[override]  # no fusion_r, as no tokens are fused
         self,
         x: Tensor,
         camera_ids: Sequence[int] | None = None,

@@ -1,5 +1,6 @@
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ class SemanticStage(SwinBlockSequence):
             **self.block_cfg,
         )
 
-    def semantic_layer(self, layer: type, index: int, **kwargs) -> nn.Module:
+    def semantic_layer(self, layer: type, index: int, **kwargs: Any) -> nn.Module:
         return layer(
             self.embed_dims,
             self.num_heads,
@@ -161,7 +162,7 @@ class SemanticStage(SwinBlockSequence):
         """Geometry of a map of image tokens."""
         return SemanticLayout(*size, self.window_size, self.num_semantic, self.pad_mask)
 
-    def run(self, layer: nn.Module, x: Tensor, *args) -> Tensor:
+    def run(self, layer: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """Call a layer, to be recomputed in the backward pass if ``with_cp``."""
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(layer, x, *args, use_reentrant=False)
@@ -214,13 +215,13 @@ class DumbbellStage(SemanticStage):
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         key_mode: str = 'window',
         key_windows: Sequence[int] = (14, 21),
         recover_key_window: int = 27,
         shortcut: bool = True,
         conv_pos: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         self.released = key_mode == 'released_cls'
         self.key_windows = key_windows
@@ -286,7 +287,7 @@ class CompressedStage(SemanticStage):
         **kwargs: See :class:`SemanticStage`.
     """
 
-    def __init__(self, *args, num_base: int, key_window: int = 14, **kwargs) -> None:
+    def __init__(self, *args: Any, num_base: int, key_window: int = 14, **kwargs: Any) -> None:
         self.num_base = num_base
         self.key_window = key_window
         super().__init__(*args, **kwargs)

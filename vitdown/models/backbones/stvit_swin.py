@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model.weight_init import trunc_normal_
@@ -163,7 +164,8 @@ class STViTSwin(SwinTransformer):
         self.patch_resolution = tuple(-(-size // ConvStem.stride) for size in self.img_size)
         first, depth = sum(self.depths[:2]), self.depths[2]
         rates = torch.linspace(0, drop_path_rate, sum(self.depths)).tolist()
-        options = dict(
+        sizes = (4 * self.embed_dims, depth, self.num_heads[2])
+        options: dict[str, Any] = dict(
             input_size=tuple(-(-size // 4) for size in self.patch_resolution),
             window_size=window_size,
             num_semantic=num_semantic,
@@ -176,20 +178,20 @@ class STViTSwin(SwinTransformer):
             block_cfg=block_cfg,
         )
         if recover:
-            stage, extra = (
-                DumbbellStage,
-                dict(
-                    key_mode=key_mode,
-                    key_windows=key_windows,
-                    recover_key_window=recover_key_window,
-                    shortcut=windowed if semantic_shortcut is None else semantic_shortcut,
-                    conv_pos=conv_pos,
-                ),
+            self.stages[2] = DumbbellStage(
+                *sizes,
+                key_mode=key_mode,
+                key_windows=key_windows,
+                recover_key_window=recover_key_window,
+                shortcut=windowed if semantic_shortcut is None else semantic_shortcut,
+                conv_pos=conv_pos,
+                **options,
             )
         else:
             num_base = (2 if depth == 6 else depth // 2) if num_base is None else num_base
-            stage, extra = CompressedStage, dict(num_base=num_base, key_window=key_windows[0])
-        self.stages[2] = stage(4 * self.embed_dims, depth, self.num_heads[2], **options, **extra)
+            self.stages[2] = CompressedStage(
+                *sizes, num_base=num_base, key_window=key_windows[0], **options
+            )
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for decay of the learning rate by layer; see mmpretrain's."""

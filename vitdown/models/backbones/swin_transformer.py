@@ -1,3 +1,5 @@
+from typing import Any
+
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones import SwinTransformer as MMPretrainSwinTransformer
 
@@ -17,6 +19,6 @@ class SwinTransformer(MMPretrainSwinTransformer):
         **kwargs: Other arguments of mmpretrain's class.
     """
 
-    def __init__(self, *args, img_size: int | tuple[int, int] = 224, **kwargs) -> None:
+    def __init__(self, *args: Any, img_size: int | tuple[int, int] = 224, **kwargs: Any) -> None:
         super().__init__(*args, img_size=img_size, **kwargs)
         self.img_size = to_2tuple(img_size)

@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from mmpretrain.models.backbones.t2t_vit import T2TModule, get_sinusoid_encoding
@@ -16,7 +17,7 @@ class TokensToToken(T2TModule):
     the head's width where a scale is asked for, that is, makes the logits larger.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for layer in (self.attention1, self.attention2):
             layer.attn.scaled_dot_product_attention = partial(
@@ -66,7 +67,7 @@ class T2TViT(VisionTransformer):
         token_dims: int = 64,
         in_channels: int = 3,
         norm_cfg: dict = dict(type='LN', eps=1e-5),
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if given := sorted({'patch_size', 'stride', 'patch_cfg'} & set(kwargs)):
             raise ValueError(f'T2TViT has no patch embedding to configure: {given}')

@@ -2,6 +2,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +159,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         patch_cfg: dict | None = None,
         layer_cfgs: dict | Sequence[dict] | None = None,
         init_cfg: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if isinstance(arch, str) and arch.lower() not in self.arch_zoo:
             raise ValueError(
@@ -219,7 +220,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
                     **token_fusion,
                 )
             )
-        self._fusion_r = None
+        self._fusion_r: int | float | None = None
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages
         self._freeze_stages()
@@ -254,7 +255,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         if self.cls_token is not None:
             trunc_normal_(self.cls_token, std=0.02)
 
-    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
         """Resize the position embedding of a checkpoint, also from a rectangular grid."""
         name = prefix + 'pos_embed'
         if name not in state_dict:
@@ -336,7 +337,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         partner: Tensor | None = None,
         partner_stream: str = 'pwca',
         fusion_r: int | float | None = None,
-    ):
+    ) -> Iterator[tuple[Tensor, Tensor | tuple[Tensor, Tensor] | None, FusionState]]:
         """Yield after each layer its tokens, head-averaged attention (or factors, None), state."""
         if fusion_r is not None:
             self._check_fusion_r(fusion_r)
