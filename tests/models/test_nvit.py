@@ -3,6 +3,7 @@ import runpy
 import pytest
 import torch
 from mmpretrain.structures import DataSample
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import ROOT
 from vitdown.checkpoint import load_checkpoint_file
@@ -12,7 +13,7 @@ from vitdown.engine.complexity import get_flops
 from vitdown.engine.launch import load_config
 from vitdown.models.backbones import NViT, revit_arch
 from vitdown.models.distillation import Distiller, FrozenTeacher, build_losses
-from vitdown.models.layers import PrunedLayerNorm
+from vitdown.models.layers import MultiheadAttention, PrunedLayerNorm
 from vitdown.models.losses.nvit_distillation import cnn_distillation_loss, full_model_loss
 from vitdown.registry import MODELS
 
@@ -373,3 +374,28 @@ def test_recipe_losses_through_the_distillation_hooks():
     assert losses['loss_full'].item() == pytest.approx(100 * 5 * kl.item(), rel=1e-4)
     with pytest.raises(ValueError, match="'hard' or 'soft'"):
         build_losses(dict(loss_cnn=dict(type='CNNDistillationLoss', distill='firm')))
+
+
+class CalledOperators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('dims', [(8, 4), (4, 8), (6, 6)])
+def test_pruned_heads_run_through_the_fused_kernel(dims):
+    attn = MultiheadAttention(24, 3, qk_dims=dims[0], v_dims=dims[1])
+    tokens = torch.rand(2, 5, 24, requires_grad=True)
+    with CalledOperators() as called:
+        out, _ = attn(tokens)
+    assert '_scaled_dot_product_flash_attention_for_cpu.default' in called.names
+    expected, _ = attn(tokens, need_weights=True)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.square().sum(), tokens),
+        torch.autograd.grad(expected.square().sum(), tokens),
+    )

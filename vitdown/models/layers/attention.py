@@ -1,3 +1,4 @@
+import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.drop import build_dropout
 from mmengine.model import BaseModule
@@ -5,6 +6,37 @@ from mmpretrain.models.utils import LayerScale
 from torch import Tensor, nn
 
 from .take_tokens import take_tokens
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None,
+    dropout: float,
+    scale: float,
+) -> Tensor:
+    """Mixed values ``(B, H, N, v_dims)`` by the fastest kernel that there is.
+
+    The CPU's fused kernel wants values as wide as queries; else PyTorch spells attention out. Zeros
+    make pruned heads fit and change nothing.
+    """
+    qk_dims, v_dims = query.shape[-1], value.shape[-1]
+    width = max(qk_dims, v_dims)
+    if (
+        qk_dims != v_dims
+        and query.device.type == 'cpu'
+        and not dropout
+        and not torch.compiler.is_exporting()
+        # Not where operations are counted, which has the kernel disabled
+        and torch.backends.cuda.flash_sdp_enabled()
+    ):
+        query, key = (F.pad(x, (0, width - qk_dims)) for x in (query, key))
+        value = F.pad(value, (0, width - v_dims))
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=attn_bias, dropout_p=dropout, scale=scale
+    )
+    return out[..., :v_dims]
 
 
 class MultiheadAttention(BaseModule):
@@ -151,9 +183,7 @@ class MultiheadAttention(BaseModule):
             weights = self.used_weights(logits.softmax(dim=-1))
             out = F.dropout(weights, dropout, self.training) @ value
         else:
-            out = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=attn_bias, dropout_p=dropout, scale=self.scale
-            )
+            out = _fused_attention(query, key, value, attn_bias, dropout, self.scale)
             if need_weights:
                 weights = (query.detach() * self.scale, key.detach())
         return out.transpose(1, 2).flatten(2), weights
