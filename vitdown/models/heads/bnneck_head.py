@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -109,11 +110,11 @@ class ReIDHead(BaseModule):
         has_logits = self.loss_id is not None and not getattr(self.loss_id, 'has_classifier', False)
         return BNNeck(self.in_channels, self.num_classes if has_logits else 0)
 
-    def logits(self, feats) -> Tensor:
+    def logits(self, feats: Any) -> Tensor:
         """Scores of the training identities ``(B, num_classes)``, of the main branch."""
         return self._logits(*self._main_branch(feats))
 
-    def _main_branch(self, feats) -> tuple[Tensor, BNNeck]:
+    def _main_branch(self, feats: Any) -> tuple[Tensor, BNNeck]:
         """Feature ``(B, D)`` and its neck, from what the backbone gives this head."""
         raise NotImplementedError
 
@@ -176,7 +177,7 @@ class BNNeckHead(ReIDHead):
         ['accuracy', 'loss_id', 'loss_metric']
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.bnneck = self._build_bnneck()
 

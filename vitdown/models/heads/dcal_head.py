@@ -1,5 +1,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +128,7 @@ class DCALHead(ReIDHead):
         loss_weighting: dict | None = dict(type='UncertaintyWeightedLoss'),
         infer_branch: str = 'both',
         normalize_parts: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if task not in ('reid', 'fgvc'):
             raise ValueError(f"task must be 'reid' or 'fgvc', got {task!r}")
@@ -152,7 +153,7 @@ class DCALHead(ReIDHead):
             self._check_classification(normalize_parts)
         self.infer_branch = infer_branch
         self.normalize_parts = normalize_parts
-        self.glca = None
+        self.glca: GLCABranch | None = None
         self._glca_options = None
         if glca is not None:
             self._glca_options = {**block, **glca}
@@ -192,7 +193,7 @@ class DCALHead(ReIDHead):
         others = [task for task in BRANCHES if task not in own]
         return tuple(f'loss_weighting.log_vars.{task}' for task in others)
 
-    def _drop_surplus(self, state_dict: dict, prefix: str, *args) -> None:
+    def _drop_surplus(self, state_dict: dict, prefix: str, *args: Any) -> None:
         for name in self.surplus_state:
             state_dict.pop(prefix + name, None)
 
@@ -218,12 +219,11 @@ class DCALHead(ReIDHead):
 
     def token_options(self, labels: Tensor | None = None) -> dict:
         """See :meth:`ReIDHead.token_options`: attention for GLCA, partners for PWCA."""
-        options = {}
-        learns = labels is not None
-        used = self.glca is not None and (learns or self.infer_branch != 'sa')
-        if used and self.glca.needs_attention:
+        options: dict[str, Any] = {}
+        used = labels is not None or self.infer_branch != 'sa'
+        if used and self.glca is not None and self.glca.needs_attention:
             options['need_attention'] = 'factors'
-        if learns and self.training and self.pwca is not None:
+        if labels is not None and self.training and self.pwca is not None:
             classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
             options['partner'] = pair_indices(len(labels), self.pwca.pairing, classes)
             options['partner_stream'] = self.pwca.partner_stream
@@ -234,13 +234,16 @@ class DCALHead(ReIDHead):
             return list(self.necks)
         return [self.infer_branch]
 
-    def _feature(self, branch: str, feats) -> Tensor:
-        return feats.normed_tokens[:, 0] if branch == 'sa' else self.glca(feats)
+    def _feature(self, branch: str, feats: Any) -> Tensor:
+        if branch == 'sa':
+            return feats.normed_tokens[:, 0]
+        assert self.glca is not None  # attach made it
+        return self.glca(feats)
 
-    def _main_branch(self, feats) -> tuple[Tensor, BaseModule]:
+    def _main_branch(self, feats: Any) -> tuple[Tensor, BaseModule]:
         return self._feature('sa', feats), self.necks['sa']
 
-    def branches(self, feats) -> dict[str, tuple]:
+    def branches(self, feats: Any) -> dict[str, tuple]:
         """Feature ``(B, D)`` and neck of every branch that learns, from ``TokenFeatures``."""
         branches = {name: (self._feature(name, feats), neck) for name, neck in self.necks.items()}
         if feats.normed_pair_tokens is not None:
@@ -250,7 +253,7 @@ class DCALHead(ReIDHead):
             branches['pwca'] = (feats.normed_pair_tokens[:, 0], neck)
         return branches
 
-    def loss(self, feats, labels: Tensor) -> dict[str, Tensor]:
+    def loss(self, feats: Any, labels: Tensor) -> dict[str, Tensor]:
         """Weighted loss and what to log, from ``TokenFeatures`` with labels ``(B,)``."""
         logs, totals = {}, {}
         for branch, (feature, neck) in self.branches(feats).items():
@@ -264,7 +267,7 @@ class DCALHead(ReIDHead):
         logs.update({f'{branch}_log_var': w for branch, w in weights.items()})
         return {'loss': total, **logs}
 
-    def predict(self, feats) -> Tensor:
+    def predict(self, feats: Any) -> Tensor:
         """Test features or scores from ``TokenFeatures``.
 
         Returns:

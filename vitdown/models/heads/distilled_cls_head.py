@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model.weight_init import trunc_normal_
@@ -30,7 +31,7 @@ class DistilledClsHead(DeiTClsHead):
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int, loss_on: str = 'average', **kwargs
+        self, num_classes: int, in_channels: int, loss_on: str = 'average', **kwargs: Any
     ) -> None:
         if loss_on not in ('average', 'cls', 'both'):
             raise ValueError(f"loss_on must be 'average', 'cls' or 'both', got {loss_on!r}")
@@ -55,7 +56,7 @@ class DistilledClsHead(DeiTClsHead):
         return (cls_logits + dist_logits) / 2
 
     def loss(
-        self, feats: Sequence[tuple[Tensor, Tensor]], data_samples: list[DataSample], **kwargs
+        self, feats: Sequence[tuple[Tensor, Tensor]], data_samples: list[DataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
         """Losses on labels, as ``loss_on`` says."""
         cls_logits, dist_logits = self.logit_pair(feats)

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 from mmengine.model import BaseModule
 from mmpretrain.models.utils import build_norm_layer
@@ -113,11 +114,11 @@ class GLCABranch(BaseModule):
             if backbone.final_norm:
                 self.norm.load_state_dict(backbone.ln1.state_dict())
 
-    def select(self, feats) -> Tensor:
+    def select(self, feats: Any) -> Tensor:
         """Selected patches ``(B, R)`` by descending rollout, from ``TokenFeatures``."""
         return select_top_r(attention_rollout_cls(feats.attentions)[:, 1:], self.ratio)
 
-    def tokens(self, feats, idx: Tensor | None = None) -> Tensor:
+    def tokens(self, feats: Any, idx: Tensor | None = None) -> Tensor:
         """Class token and selected patches after the block, ``(B, 1 + R, C)``, before the norm.
 
         Of fused tokens each counts as often as there are patches in it, and a patch asks by way of
@@ -134,7 +135,7 @@ class GLCABranch(BaseModule):
             idx = source.take_along_dim(idx + 1, dim=1) - 1
         return self.block(tokens, idx, attn_bias=sizes.log()[:, None, None].to(tokens.dtype))
 
-    def forward(self, feats) -> Tensor:
+    def forward(self, feats: Any) -> Tensor:
         """Feature ``(B, C)`` from ``TokenFeatures``."""
         if self.pool == 'cls':
             return self.norm(self.tokens(feats)[:, 0])

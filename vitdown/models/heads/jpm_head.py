@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule, ModuleList
@@ -70,7 +71,7 @@ class JPMHead(ReIDHead):
         shift: int = 5,
         shuffle_groups: int = 2,
         rearrange: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, in_channels, **kwargs)
         self.num_groups = num_groups
@@ -102,7 +103,7 @@ class JPMHead(ReIDHead):
         self.local_layer.load_state_dict(backbone.layers[-1].state_dict())
         self.local_norm.load_state_dict(backbone.ln1.state_dict())
 
-    def features(self, feats) -> list[Tensor]:
+    def features(self, feats: Any) -> list[Tensor]:
         """Global feature and local ones, ``(B, D)`` each, from ``TokenFeatures``."""
         tokens = feats.last_layer_input
         if feats.last_layer_source is not None:
@@ -122,10 +123,10 @@ class JPMHead(ReIDHead):
         local = self.local_norm(local[:, 0]).unflatten(0, (-1, self.num_groups))
         return [feats.normed_tokens[:, 0], *local.unbind(dim=1)]
 
-    def _main_branch(self, feats) -> tuple[Tensor, BNNeck]:
+    def _main_branch(self, feats: Any) -> tuple[Tensor, BNNeck]:
         return feats.normed_tokens[:, 0], self.bnnecks[0]
 
-    def loss(self, feats, labels: Tensor) -> dict[str, Tensor]:
+    def loss(self, feats: Any, labels: Tensor) -> dict[str, Tensor]:
         """Losses from ``TokenFeatures`` with identity labels ``(B,)``."""
         branches = [
             self._feature_losses(feature, bnneck, labels)
@@ -139,7 +140,7 @@ class JPMHead(ReIDHead):
             losses[name] = value
         return losses
 
-    def predict(self, feats) -> Tensor:
+    def predict(self, feats: Any) -> Tensor:
         """Test feature ``(B, (1 + num_groups) * D)``, not normalised."""
         features = [
             self._test_feature(feature, bnneck)

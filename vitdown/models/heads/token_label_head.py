@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.heads import ClsHead
@@ -30,7 +32,7 @@ class TokenLabelHead(ClsHead):
         in_channels: int,
         token_loss_weight: float = 0.5,
         label_smooth_val: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(loss=nn.CrossEntropyLoss(label_smoothing=label_smooth_val), **kwargs)
         self.num_classes = num_classes
@@ -56,7 +58,9 @@ class TokenLabelHead(ClsHead):
             logits = take_tokens(logits, source)
         return logits[:, 1:]
 
-    def loss(self, feats: tuple, data_samples: list[DataSample], **kwargs) -> dict[str, Tensor]:
+    def loss(
+        self, feats: tuple, data_samples: list[DataSample], **kwargs: Any
+    ) -> dict[str, Tensor]:
         """Losses of images and of patches.
 
         Args:
