@@ -633,10 +633,22 @@ def test_median_and_spread_of_repeats(monkeypatch):
     assert time_module(lambda: None, torch.device('cpu'), repeats=3) == (2, 1)
 
 
-@pytest.mark.parametrize('kwargs', [dict(batch_size=0), dict(batch_size=1, repeats=1)])
+def test_the_fastest_pass_counts(monkeypatch):
+    slow = iter([9.0] * 4 + [1.0] * 4 + [5.0] * 4)
+    monkeypatch.setattr(measure, 'time_module', lambda *args: (next(slow), 0.0))
+    axes = dict(emb=[4, 6], heads=[1], qk=[2], v=[1], mlp=[1, 7])
+    table = measure_latency(axes, 9, 2, separable=False)
+    assert (table.values == 1.0).all()
+    assert next(slow, None) is None
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [dict(batch_size=0), dict(batch_size=1, repeats=1), dict(batch_size=1, passes=0)],
+)
 def test_nothing_is_measured_that_makes_no_table(kwargs):
     axes = dict(emb=[4, 6], heads=[1, 3], qk=[2, 5], v=[1, 4], mlp=[1, 7])
-    with pytest.raises(ValueError, match='batch_size of at least 1 and at least 2 repeats'):
+    with pytest.raises(ValueError, match='batch_size of at least 1, at least 2 repeats'):
         measure_latency(axes, 9, **kwargs)
 
 

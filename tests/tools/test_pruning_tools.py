@@ -54,7 +54,7 @@ def table(tmp_path_factory, tiny_config):
     path = tmp_path_factory.mktemp('latency') / 'table.json'
     run_tool(
         'tools/pruning/measure_latency.py', tiny_config, '--out', path, '--batch-size', 4,
-        '--points', 2, '--mlp-points', 2, '--repeats', 3, '--max-spread', 100,
+        '--points', 2, '--mlp-points', 2, '--repeats', 3, '--passes', 1, '--max-spread', 100,
         '--max-negative', 1, '--device', 'cpu',
     )  # fmt: skip
     return path
@@ -213,6 +213,7 @@ def test_mistakes_get_one_message(tiny_config, checkpoint, tmp_path, tool, args,
     [
         (['--points', '1'], 'at least 2 points an axis'),
         (['--repeats', '1'], 'at least 2 repeats'),
+        (['--passes', '0'], 'at least 1 pass'),
         (['--threads', '0'], '--threads must be at least 1'),
         (['--max-spread', '100', '--max-negative', '-1'], 'A larger block is faster along'),
     ],

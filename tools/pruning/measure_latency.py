@@ -22,7 +22,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, help='CPU threads')
     parser.add_argument('--points', type=int, default=4, help='sizes of each axis but the MLP')
     parser.add_argument('--mlp-points', type=int, default=6, help='sizes of the MLP')
-    parser.add_argument('--repeats', type=int, default=30, help='runs of which the median counts')
+    parser.add_argument(
+        '--repeats', type=int, default=10, help='runs in a pass, of which the median counts'
+    )
+    parser.add_argument(
+        '--passes', type=int, default=3, help='passes over all sizes, of which the fastest counts'
+    )
     parser.add_argument(
         '--whole-blocks',
         action='store_true',
@@ -76,6 +81,7 @@ def main() -> None:
         repeats=args.repeats,
         compile=args.compile,
         cpu_time=args.cpu_time,
+        passes=args.passes,
     )
     info = table.info
     print(

@@ -4,12 +4,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.utils import track_iter_progress
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import TransformerEncoderLayer
 from .latency import AXES, LatencyTable
@@ -99,10 +100,11 @@ def measure_latency(
     device: torch.device | str = 'cpu',
     dtype: torch.dtype = torch.float32,
     separable: bool = True,
-    repeats: int = 30,
+    repeats: int = 10,
     warmup: int = 5,
     compile: bool = False,
     cpu_time: bool = False,
+    passes: int = 3,
 ) -> LatencyTable:
     """Measure the time of one block at every point of a grid.
 
@@ -114,11 +116,13 @@ def measure_latency(
         dtype (torch.dtype): Of weights and tokens.
         separable (bool): Measure the attention half and the MLP half by themselves and add them:
             many times fewer points. Otherwise whole blocks.
-        repeats (int): Runs at each point, of which the median counts.
+        repeats (int): Runs at each point in each pass, of which the median counts.
         warmup (int): Runs before.
         compile (bool): Measure under ``torch.compile``.
         cpu_time (bool): Count the time that the CPU worked: what one thread takes on a machine of
             its own, measured on one that others use.
+        passes (int): Times to go through the grid. The fastest counts: other work, or a state of
+            the memory allocator, slows whole stretches of a pass.
 
     Returns:
         LatencyTable: Its ``info`` names device, versions and settings, the ``spread`` of the
@@ -127,16 +131,15 @@ def measure_latency(
     Raises:
         ValueError: If there is nothing to measure.
     """
-    if batch_size < 1 or repeats < 2:
+    if batch_size < 1 or repeats < 2 or passes < 1:
         raise ValueError(
-            'Measuring needs a batch_size of at least 1 and at least 2 repeats, to tell how far '
-            f'they differ; got {batch_size} and {repeats}'
+            'Measuring needs a batch_size of at least 1, at least 2 repeats, to tell how far they '
+            f'differ, and at least 1 pass; got {batch_size}, {repeats} and {passes}'
         )
     device = torch.device(device)
     if device.type == 'cuda':
         torch.backends.cudnn.benchmark = True
-    shape = tuple(len(axes[name]) for name in AXES)
-    values, spreads = np.zeros(shape), []
+    spreads: list[float] = []
 
     def measure(part: str, emb: int, heads: int, qk: int, v: int, mlp: int) -> float:
         block = TransformerEncoderLayer(emb, heads, mlp, qk_dims=qk, v_dims=v)
@@ -150,20 +153,21 @@ def measure_latency(
         spreads.append(spread)
         return median
 
+    def measure_all(part: str, sizes: Sequence[Sequence[int]]) -> np.ndarray:
+        points = list(product(*sizes))
+        times = np.zeros((passes, len(points)))
+        for index in track_iter_progress(list(np.ndindex(times.shape))):
+            times[index] = measure(part, *points[index[1]])
+        return times.min(axis=0).reshape([len(axis) for axis in sizes])
+
+    every = [axes[name] for name in AXES]
     if separable:
-        grid = list(np.ndindex(shape[:4]))
-        attention = np.zeros(shape[:4])
-        for index in track_iter_progress(grid):
-            sizes = [axes[name][i] for name, i in zip(AXES, index)]
-            attention[index] = measure('attention', *sizes, 1)
-        grid = list(np.ndindex(shape[0], shape[4]))
-        feedforward = np.zeros((shape[0], shape[4]))
-        for i, j in track_iter_progress(grid):
-            feedforward[i, j] = measure('mlp', axes['emb'][i], 1, 1, 1, axes['mlp'][j])
-        values = attention[..., None] + feedforward[:, None, None, None]
+        emb, *heads, mlp = every
+        attention = measure_all('attention', [emb, *heads, [1]])
+        feedforward = measure_all('mlp', [emb, [1], [1], [1], mlp])
+        values = attention + feedforward
     else:
-        for index in track_iter_progress(list(np.ndindex(shape))):
-            values[index] = measure('block', *(axes[name][i] for name, i in zip(AXES, index)))
+        values = measure_all('block', every)
     table = LatencyTable(
         axes,
         values,
@@ -176,6 +180,7 @@ def measure_latency(
             separable=separable,
             compile=compile,
             repeats=repeats,
+            passes=passes,
             spread=float(np.quantile(spreads, 0.9)),
         ),
     )
@@ -190,7 +195,7 @@ class _Attention(nn.Module):
         super().__init__()
         self.ln1, self.attn = block.ln1, block.attn
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x + self.attn(self.ln1(x))[0]
 
 
@@ -201,5 +206,5 @@ class _MLP(nn.Module):
         super().__init__()
         self.ln2, self.ffn = block.ln2, block.ffn
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.ffn(self.ln2(x), identity=x)
