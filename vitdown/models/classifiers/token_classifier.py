@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..backbones import TokenFeatures
+
 
 @MODELS.register_module()
 class TokenClassifier(ImageClassifier):
@@ -35,23 +37,24 @@ class TokenClassifier(ImageClassifier):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        backbone, head = MODELS.build(backbone), MODELS.build(head)
-        if getattr(head, 'task', None) != 'fgvc':
+        network, token_head = MODELS.build(backbone), MODELS.build(head)
+        if getattr(token_head, 'task', None) != 'fgvc':
             raise ValueError(
-                f"{type(head).__name__} is no head of TokenClassifier; use DCALHead(task='fgvc'), "
-                "re-identification heads in ReIdentifier, mmpretrain's heads in ImageClassifier"
+                f'{type(token_head).__name__} is no head of TokenClassifier; use '
+                "DCALHead(task='fgvc'), re-identification heads in ReIdentifier, mmpretrain's "
+                'heads in ImageClassifier'
             )
-        if not hasattr(backbone, 'forward_tokens'):
+        if not hasattr(network, 'forward_tokens'):
             raise TypeError(
-                f'{type(head).__name__} works on tokens, which {type(backbone).__name__} does not '
-                'offer; use VisionTransformer'
+                f'{type(token_head).__name__} works on tokens, which {type(network).__name__} does '
+                'not offer; use VisionTransformer'
             )
-        if backbone.embed_dims != head.in_channels:
+        if network.embed_dims != token_head.in_channels:
             raise ValueError(
-                f"head.in_channels is {head.in_channels}, the backbone's features have "
-                f'{backbone.embed_dims} channels; set model.head.in_channels={backbone.embed_dims}'
+                f"head.in_channels is {token_head.in_channels}, the backbone's features have "
+                f'{network.embed_dims} channels; set model.head.in_channels={network.embed_dims}'
             )
-        if getattr(backbone, 'sie', None) is not None:
+        if getattr(network, 'sie', None) is not None:
             raise ValueError(
                 'Images of classes have no cameras or views, which sie of the backbone embeds; set '
                 'model.backbone.sie=None'
@@ -63,7 +66,7 @@ class TokenClassifier(ImageClassifier):
                 **(data_preprocessor or {}),
             }
         super().__init__(
-            backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg
+            network, head=token_head, data_preprocessor=data_preprocessor, init_cfg=init_cfg
         )
         self.head.attach(self.backbone)
 
@@ -91,7 +94,7 @@ class TokenClassifier(ImageClassifier):
             return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
         return super().forward(inputs, data_samples, mode)
 
-    def extract_feat(self, inputs: Tensor, labels: Tensor | None = None):
+    def extract_feat(self, inputs: Tensor, labels: Tensor | None = None) -> TokenFeatures:
         """``TokenFeatures``, with what the head wants for learning if there are labels."""
         return self.backbone.forward_tokens(inputs, **self.head.token_options(labels))
 

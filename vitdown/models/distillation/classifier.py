@@ -1,4 +1,5 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -47,18 +48,18 @@ class DistilledClassifier(BaseModel):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        student = MODELS.build(student)
-        super().__init__(data_preprocessor or student.data_preprocessor, init_cfg)
-        self.student = student
+        network = MODELS.build(student)
+        super().__init__(data_preprocessor or network.data_preprocessor, init_cfg)
+        self.student = network
         if data_preprocessor:
-            student.data_preprocessor = self.data_preprocessor
+            self.student.data_preprocessor = self.data_preprocessor
         self.distill_losses = build_losses(distill_losses)
         self.distill = True
         frozen = None
         if teacher is not None:
             model = build_teacher(teacher, teacher_checkpoint, teacher_source)
             frozen = FrozenTeacher(model, training=not teacher_eval)
-        self._distiller = Distiller(student, self.distill_losses, frozen, taps)
+        self._distiller = Distiller(self.student, self.distill_losses, frozen, taps)
         self.register_state_dict_post_hook(_strip_student)
         self.register_load_state_dict_pre_hook(_restore_student)
 
@@ -67,7 +68,9 @@ class DistilledClassifier(BaseModel):
         """The teacher's network."""
         return self._distiller.teacher and self._distiller.teacher.model
 
-    def _apply(self, fn, *args, **kwargs) -> 'DistilledClassifier':
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any
+    ) -> 'DistilledClassifier':
         if self.teacher is not None:
             self.teacher._apply(fn)
         return super()._apply(fn, *args, **kwargs)
@@ -82,12 +85,13 @@ class DistilledClassifier(BaseModel):
             losses = self.student(inputs, data_samples, mode='loss')
             zero = self._distiller.zero()
             return {**losses, 'loss_stopped': zero} if isinstance(zero, Tensor) else losses
-        with self._distiller.record(inputs, data_samples) as seen:
+        seen = self._distiller.record(inputs, data_samples)
+        with seen:
             losses = self.student(inputs, data_samples, mode='loss')
         return self._distiller.add_to(self._distiller.weigh(losses), seen, data_samples)
 
 
-def _strip_student(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+def _strip_student(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
     start = prefix + _STUDENT
     for key in list(state_dict):
         if key.startswith(prefix):
@@ -97,7 +101,7 @@ def _strip_student(module: nn.Module, state_dict: dict, prefix: str, *args) -> N
             state_dict[name] = value
 
 
-def _restore_student(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+def _restore_student(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
     own = dict(module.named_children())
     for key in list(state_dict):
         name = key.removeprefix(prefix)

@@ -12,12 +12,14 @@ from .taps import Recorder, Tap
 from .teacher import FrozenTeacher
 
 
-def batch_target(data_samples: list) -> Tensor:
+def batch_target(data_samples: list | None) -> Tensor:
     """Labels ``(B,)`` of data samples, or scores ``(B, C)`` where images were mixed.
 
     Raises:
-        ValueError: If the samples have no label, or several each.
+        ValueError: If there are no samples, or they have no label, or several each.
     """
+    if not data_samples:
+        raise ValueError('Distillation from labels needs data_samples')
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples])
     labels = [sample.get('gt_label') for sample in data_samples]
@@ -105,7 +107,7 @@ class Distiller:
             data_samples (list, optional): Cameras, for models that need them.
         """
         teacher = None
-        if self._taps['teacher']:
+        if self.teacher is not None and self._taps['teacher']:
             teacher = self.teacher.record(self._taps['teacher'], inputs, data_samples)
         return Observation(self.student, self._taps['student'], len(inputs), teacher)
 
@@ -134,7 +136,11 @@ class Distiller:
         }
 
     def add_to(
-        self, losses: dict[str, Tensor], seen: 'Observation', data_samples: list, factor: float = 1
+        self,
+        losses: dict[str, Tensor],
+        seen: 'Observation',
+        data_samples: list | None,
+        factor: float = 1,
     ) -> dict[str, Tensor]:
         """Losses and, times a factor, those of the distillation.
 
@@ -177,7 +183,10 @@ class Observation(Recorder):
         self._teacher = teacher
 
     def __getitem__(self, name: str) -> Tensor:
-        value = super().__getitem__(name) if name in self.taps else self._teacher[name]
+        if self._teacher is None or name in self.taps:
+            value = super().__getitem__(name)
+        else:
+            value = self._teacher[name]
         return value[: self._batch]
 
 

@@ -1,6 +1,7 @@
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ def _extra_tokens(model: nn.Module, path: str) -> int:
 
 
 #: What ``'auto'`` means for a tap named ``student_<key>`` or ``teacher_<key>``.
-_AUTO = {
+_AUTO: dict[str, Callable[[nn.Module], str | dict]] = {
     'logits': find_classifier,
     'mid': _find_middle,
     'low': _find_first_layers,
@@ -196,13 +197,13 @@ class Recorder:
             self._handles.append(module.register_forward_hook(self._keep(path)))
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _keep(self, path: str):
-        def keep(module: nn.Module, args: tuple, output) -> None:
+    def _keep(self, path: str) -> Callable[[nn.Module, tuple, Any], None]:
+        def keep(module: nn.Module, args: tuple, output: Any) -> None:
             if isinstance(output, (tuple, list)):
                 output = output[0]
             version = 0 if output.is_inference() else output._version

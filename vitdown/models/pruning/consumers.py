@@ -6,6 +6,7 @@ from mmpretrain.models.heads import LinearClsHead, VisionTransformerClsHead
 from torch import nn
 
 from ..heads import BNNeck, BNNeckHead, DCALHead
+from ..heads.bnneck_head import ReIDHead
 from ..heads.glca_branch import GLCABranch
 
 
@@ -36,22 +37,22 @@ def _nested(name: str, module: nn.Module) -> dict[str, int]:
 
 
 @embed_axes.register(nn.Linear)
-def _(module) -> dict[str, int]:
+def _(module: nn.Linear) -> dict[str, int]:
     return {'weight': 1}
 
 
 @embed_axes.register(nn.LayerNorm)
-def _(module) -> dict[str, int]:
+def _(module: nn.LayerNorm) -> dict[str, int]:
     return {'weight': 0, 'bias': 0}
 
 
 @embed_axes.register(nn.BatchNorm1d)
-def _(module) -> dict[str, int]:
+def _(module: nn.BatchNorm1d) -> dict[str, int]:
     return {'weight': 0, 'bias': 0, 'running_mean': 0, 'running_var': 0}
 
 
 @embed_axes.register(BNNeck)
-def _(module) -> dict[str, int]:
+def _(module: BNNeck) -> dict[str, int]:
     axes = _nested('bn', module.bn)
     if module.classifier is not None:
         axes |= _nested('classifier', module.classifier)
@@ -59,7 +60,7 @@ def _(module) -> dict[str, int]:
 
 
 @embed_axes.register(GLCABranch)
-def _(module) -> dict[str, int]:
+def _(module: GLCABranch) -> dict[str, int]:
     """The block's input and output; its own heads and hidden channels stay."""
     axes = {}
     for name, _ in module.block.named_parameters():
@@ -72,7 +73,7 @@ def _(module) -> dict[str, int]:
     return axes | _nested('norm', module.norm)
 
 
-def _own_classifier(head) -> None:
+def _own_classifier(head: ReIDHead) -> None:
     if getattr(head.loss_id, 'has_classifier', False) or any(
         True for loss in head.loss_metric for _ in loss.parameters()
     ):
@@ -83,13 +84,13 @@ def _own_classifier(head) -> None:
 
 
 @embed_axes.register(BNNeckHead)
-def _(module) -> dict[str, int]:
+def _(module: BNNeckHead) -> dict[str, int]:
     _own_classifier(module)
     return _nested('bnneck', module.bnneck)
 
 
 @embed_axes.register(DCALHead)
-def _(module) -> dict[str, int]:
+def _(module: DCALHead) -> dict[str, int]:
     _own_classifier(module)
     axes = _nested('glca', module.glca) if module.glca is not None else {}
     for branch, neck in module.necks.items():
@@ -101,12 +102,12 @@ def _(module) -> dict[str, int]:
 
 
 @embed_axes.register(LinearClsHead)
-def _(module) -> dict[str, int]:
+def _(module: LinearClsHead) -> dict[str, int]:
     return _nested('fc', module.fc)
 
 
 @embed_axes.register(VisionTransformerClsHead)
-def _(module) -> dict[str, int]:
+def _(module: VisionTransformerClsHead) -> dict[str, int]:
     first = [name for name in ('pre_logits', 'head', 'head_dist') if hasattr(module.layers, name)]
     if first[0] == 'pre_logits':
         first = first[:1]

@@ -167,6 +167,6 @@ def _with_drop_rates(backbone: Mapping, recipe: Mapping) -> dict:
     return {**kept, **{key: recipe[key] for key in _DROP_RATES if key in recipe}}
 
 
-def _is_pruning_hook(hook) -> bool:
+def _is_pruning_hook(hook: object) -> bool:
     kind = hook.get('type') if isinstance(hook, Mapping) else type(hook).__name__
     return str(kind).rpartition('.')[2] == 'PruningHook'

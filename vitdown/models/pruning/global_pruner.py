@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -318,7 +318,7 @@ class GlobalPruner:
         self._masks = self.structure.weight_masks(self.model, self.gates)
 
 
-def _check_kinds(name: str, kinds) -> None:
+def _check_kinds(name: str, kinds: Iterable[str]) -> None:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ValueError(f'{name} has no {unknown[0]!r}; choose from {KINDS}')

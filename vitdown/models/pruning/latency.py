@@ -31,7 +31,7 @@ class LatencyTable:
 
     def __init__(
         self,
-        axes: Mapping[str, Sequence[float]],
+        axes: Mapping[str, Sequence[float] | np.ndarray],
         values: np.ndarray,
         info: Mapping | None = None,
         zero_plane: bool = True,

@@ -84,6 +84,7 @@ def axis_sums(
             continue
         for dim in dims:
             axis = structure.axes[name][dim]
+            assert axis is not None  # only axes have members
             others = [d for d in range(values.ndim) if d != dim]
             total = values.sum(dim=others) if others else values
             sums[axis] = sums[axis] + total if axis in sums else total

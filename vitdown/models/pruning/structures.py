@@ -57,7 +57,7 @@ class Sizes:
     def from_counts(cls, counts: Sequence[int]) -> 'Sizes':
         """From one count a layer, in the order of :func:`vit_layers`."""
         emb, *rest = (int(count) for count in counts)
-        return cls(emb, tuple(tuple(rest[i : i + 4]) for i in range(0, len(rest), 4)))
+        return cls(emb, tuple(zip(rest[::4], rest[1::4], rest[2::4], rest[3::4])))
 
     def points(self) -> Tensor:
         """``(blocks, 5)`` int64: emb, heads, qk, v, mlp of each block."""

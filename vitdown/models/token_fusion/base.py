@@ -2,13 +2,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Real
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from .state import FusionState
 from .streams import Streams
 
-Weights = Tensor | tuple[Tensor, Tensor] | None
+Weights: TypeAlias = Tensor | tuple[Tensor, Tensor] | None
 
 
 class TokenFusion(nn.Module):
@@ -131,6 +132,7 @@ class TokenFusion(nn.Module):
         query, key = streams.queries(query)[0], streams.queries(key)[0]
         state = state.narrow(query.shape[0])
         if need_weights is True:
+            assert weights[0] is not None  # attend was told to return them
             return state.spread_attention(weights[0].mean(dim=1))
         return state.spread_factors(query.detach() * attn.scale, key.detach(), self.prop_attn)
 

@@ -87,7 +87,8 @@ class MCTF(TokenFusion):
             raise ValueError(f'attention must be one of {ATTENTIONS}, got {attention!r}')
         for name, tau in (('tau_sim', tau_sim), ('tau_info', tau_info), ('tau_size', tau_size)):
             check_not_negative(tau, name)
-        if not isinstance(min_tokens, Integral) or isinstance(min_tokens, bool) or min_tokens < 0:
+        is_count = isinstance(min_tokens, Integral) and not isinstance(min_tokens, bool)
+        if not is_count or min_tokens < 0:
             raise ValueError(
                 f'min_tokens must be a number of tokens (0, 1 ...), got {min_tokens!r}'
             )
@@ -131,7 +132,15 @@ class MCTF(TokenFusion):
             x, state, attention = self._fuse_within(block, x, state, r, streams, need_weights)
         return block.ffn(block.ln2(x), identity=x), state, attention
 
-    def _fuse_within(self, block, x, state, r, streams, need_weights):
+    def _fuse_within(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        state: FusionState,
+        r: int,
+        streams: Streams,
+        need_weights: bool | str,
+    ) -> tuple[Tensor, FusionState, Weights]:
         """Attention half of a block whose attention is fused with the tokens."""
         attn = block.attn
         query, key = attn.project_qk(block.ln1(x))
@@ -142,14 +151,24 @@ class MCTF(TokenFusion):
         out = self._mix(attn, weights, value, assignment, shares, streams)
         return x + attn.project_out(out), state, attention
 
-    def _fuse_before(self, block, x, state, r, streams):
+    def _fuse_before(
+        self, block: nn.Module, x: Tensor, state: FusionState, r: int, streams: Streams
+    ) -> tuple[Tensor, FusionState]:
         with torch.no_grad():
             query, key = block.attn.project_qk(block.ln1(x))
             weights = self._softmax(block.attn, query, key, self.bias(x, state), streams)
         x, state, _, _ = self._fuse_tokens(x, state, weights, r, streams)
         return x, state
 
-    def _fuse_after(self, block, x, state, r, streams, need_weights):
+    def _fuse_after(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        state: FusionState,
+        r: int,
+        streams: Streams,
+        need_weights: bool | str,
+    ) -> tuple[Tensor, FusionState, Weights]:
         query, key, value = block.attn.project_qkv(block.ln1(x))
         out, weights = streams.attend(
             block.attn, query, key, value, self.bias(x, state), need_weights=True

@@ -39,7 +39,7 @@ class FusionState:
 
     def narrow(self, batch: int) -> 'FusionState':
         """State of the first ``batch`` images."""
-        if self.size is None or self.size.shape[0] == batch:
+        if self.size is None or self.source is None or self.size.shape[0] == batch:
             return self
         return replace(self, size=self.size[:batch], source=self.source[:batch])
 
@@ -59,7 +59,7 @@ class FusionState:
 
         The attention that a fused token receives is shared equally by its input tokens.
         """
-        if self.source is None:
+        if self.source is None or self.size is None:
             return attn
         columns = self.spread((attn / self.size[:, None]).transpose(1, 2))
         return self.spread(columns.transpose(1, 2))
@@ -73,7 +73,7 @@ class FusionState:
         proportional attention does by its bias; without it the copies are scaled down in a
         further channel.
         """
-        if self.source is None:
+        if self.source is None or self.size is None:
             return query, key
         if not proportional:
             bias = -self.size.log().to(key.dtype)[:, None, :, None]
