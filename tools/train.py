@@ -10,7 +10,6 @@ import torch
 from mmengine.config import Config
 
 from vitdown.checkpoint import find_resumable_checkpoint
-from vitdown.datasets.unlearnable import check_key_sources
 from vitdown.engine.launch import (
     ConfigError,
     add_config_arguments,
@@ -72,8 +71,6 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_args(cfg, args)
-    # The runner writes the config into logs.
-    check_key_sources(cfg.to_dict())
     build_runner(cfg).train()
 
 

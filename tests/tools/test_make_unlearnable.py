@@ -19,7 +19,14 @@ from PIL import Image
 
 from tests.conftest import ROOT, run_tool
 from vitdown.datasets import CSVReIDDataset, SyntheticReID
-from vitdown.datasets.unlearnable import Key, class_filters, convolve_image, poison_mask
+from vitdown.datasets.transforms import check_key_sources
+from vitdown.datasets.unlearnable import (
+    Key,
+    KeyUnavailableError,
+    class_filters,
+    convolve_image,
+    poison_mask,
+)
 from vitdown.datasets.unlearnable.protect import (
     ProtectionError,
     Settings,
@@ -28,6 +35,7 @@ from vitdown.datasets.unlearnable.protect import (
     verify,
 )
 from vitdown.datasets.unlearnable.sources import class_folder_images, dataset_images
+from vitdown.engine.launch import build_runner, evaluate, load_config
 
 TOOL = 'tools/dataset_converters/make_unlearnable.py'
 SECRET = 'correct-horse-battery-staple-7261'
@@ -584,25 +592,68 @@ def test_key_is_in_no_output_of_a_training(tiny_config, tmp_path, key_file):
     assert 'VITDOWN_UNLEARNABLE_KEY is not set' in failed.stderr
 
 
+@pytest.fixture
+def protected_config(tiny_config, tmp_path):
+    """Write a config whose train and test pipelines have a transform with an argument."""
+
+    def write(argument: str, kind: str = 'ConvUnlearnable') -> Path:
+        config = tmp_path / 'protected.py'
+        config.write_text(
+            f"_base_ = '{tiny_config}'\n"
+            f"transform = dict(type='{kind}', num_classes=6, {argument}='{SECRET}')\n"
+            'train_dataloader = dict(dataset=dict(pipeline=[transform]))\n'
+            'test_dataloader = dict(dataset=dict(pipeline=[transform]))\n'
+        )
+        return config
+
+    return write
+
+
+@pytest.mark.parametrize('script', ['train', 'test'])
 @pytest.mark.parametrize(
-    ('option', 'message'),
-    [('key_file', 'Cannot read the key file'), ('key_variable', 'that was named is not set')],
+    ('option', 'kind', 'message'),
+    [
+        ('key_file', 'ConvUnlearnable', 'Cannot read the key file'),
+        ('key_variable', 'vitdown.ConvUnlearnable', 'that was named is not set'),
+        (
+            'key_file',
+            'vitdown.datasets.transforms.conv_unlearnable.ConvUnlearnable',
+            'Cannot read the key file',
+        ),
+        ('key', 'ConvUnlearnable', 'ConvUnlearnable has no argument key; it has num_classes, '),
+        ('seed', 'vitdown.datasets.transforms.ConvUnlearnable', 'has no argument seed; it has'),
+    ],
 )
 def test_a_key_in_a_config_is_not_written_on(
-    tiny_config, tmp_path, monkeypatch, capsys, option, message
+    protected_config, tiny_checkpoint, tmp_path, monkeypatch, capsys, script, option, kind, message
 ):
-    """Who takes the option for the key itself finds it in no log."""
-    config = tmp_path / 'protected.py'
-    config.write_text(
-        f"_base_ = '{tiny_config}'\n"
-        f"transform = dict(type='ConvUnlearnable', num_classes=6, {option}='{SECRET}')\n"
-        'train_dataloader = dict(dataset=dict(pipeline=[transform]))\n'
-    )
+    """Who takes an option for the key itself finds it in no log, dump or message."""
     work_dir = tmp_path / 'work'
-    monkeypatch.setattr(sys, 'argv', ['train.py', str(config), '--work-dir', str(work_dir)])
+    command = [script, protected_config(option, kind), '--work-dir', work_dir]
+    if script == 'test':
+        command.insert(2, tiny_checkpoint)
+    monkeypatch.setattr(sys, 'argv', [str(part) for part in command])
     with pytest.raises(SystemExit, match='2'):
-        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        runpy.run_path(str(ROOT / f'tools/{script}.py'), run_name='__main__')
     text = ''.join(capsys.readouterr())
     assert message in text
     assert SECRET not in text
     assert not work_dir.exists()
+
+
+def test_keys_are_looked_for_in_all_that_is_built_or_written(protected_config, tmp_path):
+    """Wherever the transform stands; reading a config needs no key, only using it does."""
+    key = tmp_path / 'key'
+    key.write_text(SECRET)
+    wrong = dict(type='ConvUnlearnable', key_file=SECRET)
+    for part in ([wrong], (wrong,), dict(a=[(wrong,)]), dict(type='Outer', transforms=[wrong])):
+        with pytest.raises(KeyUnavailableError, match='Cannot read the key file'):
+            check_key_sources(part)
+    check_key_sources([dict(type='ConvUnlearnable', key_file=str(key)), dict(type='x', key=1), 1])
+    cfg = load_config(str(protected_config('key_file')), work_dir=str(tmp_path / 'work'))
+    for start in (build_runner, evaluate):
+        with pytest.raises(KeyUnavailableError, match='Cannot read the key file'):
+            start(cfg)
+    assert not (tmp_path / 'work').exists()
+    with pytest.raises(KeyUnavailableError, match='no argument key'):
+        load_config(str(protected_config('key')))

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from vitdown.checkpoint import check_fit, load_checkpoint_file, unwrap_state_dict
+from vitdown.datasets.transforms import check_key_sources
 from vitdown.engine.launch import ConfigError, add_config_arguments, load_config, run_tool
 from vitdown.models.pruning import Sizes, ViTStructure, save_dense
 from vitdown.registry import MODELS
@@ -40,6 +41,8 @@ def main() -> None:
     if output.suffix != '.pth':
         raise ConfigError(f'The output {output} must be a .pth file')
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    recipe = load_config(args.recipe) if args.recipe else None
+    check_key_sources((recipe or cfg).to_dict())  # it is written beside the checkpoint
     content = load_checkpoint_file(args.checkpoint)
     state_dict = unwrap_state_dict(content)
     model = MODELS.build(cfg.model)
@@ -60,7 +63,6 @@ def main() -> None:
     costs = [hook.get('cost', 'latency') for hook in hooks if 'PruningHook' in str(hook['type'])]
     print(format_pruning_report(structure, gates, (costs or ['cost'])[0], history))
     draw_pruning_report(structure, gates, output.with_suffix('.png'))
-    recipe = load_config(args.recipe) if args.recipe else None
     ln_mode = args.ln_mode or cfg.model.backbone.get('ln_mode', 'dense')
     config = save_dense(cfg, model, structure, gates, output, ln_mode, recipe=recipe)
     full = sum(p.numel() for p in model.parameters())

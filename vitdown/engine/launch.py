@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 import vitdown
 import vitdown.registry  # lets other packages find vitdown's types by their scope
 from vitdown.checkpoint import CheckpointError
+from vitdown.datasets.transforms import check_key_arguments, check_key_sources
 
 
 class ConfigError(ValueError):
@@ -115,6 +116,7 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
         FileNotFoundError: If there is no such file.
         ConfigError: If the file is no valid config, or an option names a key whose parent has no
             such entry.
+        KeyUnavailableError: If a ``ConvUnlearnable`` has an argument that may be its key.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'Config {path} does not exist')
@@ -128,6 +130,7 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
         for key in options:
             _check_option(cfg, key)
         cfg.merge_from_dict(options)
+    check_key_arguments(cfg.to_dict())
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
@@ -169,7 +172,13 @@ def build_runner(cfg: Config) -> Runner:
     """Build the config's runner, MMEngine's default unless ``runner_type`` names another.
 
     Distributed runs work without GPUs too: with gloo instead of the config's backend.
+
+    Raises:
+        ConfigError: If torchrun is to start the processes and has not.
+        KeyUnavailableError: If a ``ConvUnlearnable`` names no usable key.
     """
+    # The runner writes the config into its folder and the log.
+    check_key_sources(cfg.to_dict())
     if cfg.get('launcher', 'none') == 'pytorch' and 'RANK' not in os.environ:
         raise ConfigError(
             '--launcher pytorch is for processes that torchrun starts; use tools/dist_train.sh or '

@@ -1,6 +1,11 @@
 """Transforms of re-ID pipelines that mmcv and mmpretrain lack."""
 
-from .conv_unlearnable import ConvUnlearnable, RandomConvBlur
+from .conv_unlearnable import (
+    ConvUnlearnable,
+    RandomConvBlur,
+    check_key_arguments,
+    check_key_sources,
+)
 from .decoding import CorruptImageError, decode_image
 from .erasing import PixelRandomErasing
 from .formatting import PackReIDInputs
@@ -15,5 +20,7 @@ __all__ = [
     'PackReIDInputs',
     'PixelRandomErasing',
     'RandomConvBlur',
+    'check_key_arguments',
+    'check_key_sources',
     'decode_image',
 ]

@@ -1,6 +1,8 @@
 """Class-wise keyed convolution as pipeline transforms."""
 
+import inspect
 import operator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,14 @@ from mmcv.transforms.utils import cache_randomness
 
 from vitdown.registry import TRANSFORMS
 
-from ..unlearnable import class_filters, convolve_image, poison_mask, read_key
+from ..unlearnable import (
+    KEY_VARIABLE,
+    KeyUnavailableError,
+    class_filters,
+    convolve_image,
+    poison_mask,
+    read_key,
+)
 from ..unlearnable.filters import check_filter_options, draw_filter
 
 _DENSE_KEYS = ('gt_bboxes', 'gt_masks', 'gt_seg_map', 'instances', 'seg_map_path')
@@ -151,6 +160,61 @@ class ConvUnlearnable(BaseTransform):
             f'grayscale={self.grayscale}, same_filter={self.same_filter}, '
             f'class_shift={self.class_shift}, label_key={self.label_key!r})'
         )
+
+
+def check_key_arguments(config: Any) -> None:
+    """Refuse arguments that :class:`ConvUnlearnable` lacks: one of them may be the key itself.
+
+    To be called before a config is written anywhere; messages have no values.
+
+    Args:
+        config: A config or a part of it, as dicts and lists.
+
+    Raises:
+        KeyUnavailableError: There is such an argument.
+    """
+    known = list(inspect.signature(ConvUnlearnable).parameters)
+    for transform in _conv_unlearnables(config):
+        unknown = sorted(map(str, transform.keys() - {*known, 'type', '_scope_'}))
+        if unknown:
+            raise KeyUnavailableError(
+                f'ConvUnlearnable has no argument {", ".join(unknown)}; it has {", ".join(known)}. '
+                'The key, or a seed as seed:0, stands in no config: put it into the environment '
+                f'variable {KEY_VARIABLE}, or into a file that key_file names.'
+            )
+
+
+def check_key_sources(config: Any) -> None:
+    """Read the keys of all files and variables that a config names for :class:`ConvUnlearnable`.
+
+    To be called before the config is written anywhere: what is no such file or variable may be the
+    key itself.
+
+    Args:
+        config: A config or a part of it, as dicts and lists.
+
+    Raises:
+        KeyUnavailableError: See :func:`check_key_arguments` and
+            :func:`~vitdown.datasets.unlearnable.read_key`.
+    """
+    check_key_arguments(config)
+    for transform in _conv_unlearnables(config):
+        source = {name: transform.get(name) for name in ('key_file', 'key_variable')}
+        if any(value is not None for value in source.values()):
+            read_key(**source)
+
+
+def _conv_unlearnables(config: Any) -> Iterator[Mapping]:
+    """The parts of a config that configure the transform, however its type is spelt."""
+    if isinstance(config, Mapping):
+        kind = config.get('type')
+        if str(getattr(kind, '__name__', kind)).split('.')[-1] == ConvUnlearnable.__name__:
+            yield config
+        config = config.values()
+    elif not isinstance(config, (list, tuple)):
+        return
+    for part in config:
+        yield from _conv_unlearnables(part)
 
 
 def _name(results: dict) -> str:

@@ -6,13 +6,12 @@ Convolution-based Unlearnable Datasets"; it has nothing to do with NVIDIA's CUDA
 
 from .convolution import convolve_batch, convolve_image, correlate
 from .filters import class_filters, poison_draws, poison_mask
-from .key import KEY_VARIABLE, Key, KeyUnavailableError, check_key_sources, read_key
+from .key import KEY_VARIABLE, Key, KeyUnavailableError, read_key
 
 __all__ = [
     'KEY_VARIABLE',
     'Key',
     'KeyUnavailableError',
-    'check_key_sources',
     'class_filters',
     'convolve_batch',
     'convolve_image',

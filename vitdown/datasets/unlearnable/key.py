@@ -3,9 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -88,7 +86,7 @@ def read_key(key_file: str | os.PathLike | None = None, key_variable: str | None
         raise KeyUnavailableError('Give either a key file or an environment variable, not both.')
     if key_file is not None:
         try:
-            text = Path(key_file).expanduser().read_text()
+            text = Path(key_file).expanduser().read_text('utf-8-sig')
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or 'it is no text file'
             # Without the original error, which has the name
@@ -97,7 +95,7 @@ def read_key(key_file: str | os.PathLike | None = None, key_variable: str | None
                 'here, in case it is the key itself.)'
             ) from None
         return Key(text, f'the key in {key_file}')
-    variable = key_variable or KEY_VARIABLE
+    variable = KEY_VARIABLE if key_variable is None else key_variable
     if not os.environ.get(variable):
         what = f'variable {variable}' if variable == KEY_VARIABLE else 'variable that was named'
         raise KeyUnavailableError(
@@ -105,27 +103,3 @@ def read_key(key_file: str | os.PathLike | None = None, key_variable: str | None
             'name that (key_file in configs, --key-file on the command line).'
         )
     return Key(os.environ[variable], f'the key in the environment variable {variable}')
-
-
-def check_key_sources(config: Any) -> None:
-    """Read the keys of all files and variables that a config names for ``ConvUnlearnable``.
-
-    To be called before the config is written anywhere: what is no such file or variable may be the
-    key itself.
-
-    Args:
-        config: A config or a part of it, as dicts and lists.
-
-    Raises:
-        KeyUnavailableError: See :func:`read_key`.
-    """
-    if isinstance(config, Mapping):
-        if config.get('type') in ('ConvUnlearnable', 'vitdown.ConvUnlearnable'):
-            source = {name: config.get(name) for name in ('key_file', 'key_variable')}
-            if any(value is not None for value in source.values()):
-                read_key(**source)
-        config = config.values()
-    elif not isinstance(config, (list, tuple)):
-        return
-    for part in config:
-        check_key_sources(part)

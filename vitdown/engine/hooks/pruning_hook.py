@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.utils.hooks import RemovableHandle
 
+from vitdown.datasets.transforms import check_key_sources
 from vitdown.models.pruning import (
     GlobalPruner,
     LatencyTable,
@@ -162,6 +163,7 @@ class PruningHook(Hook):
             self._steps = self._state['steps']
         if isinstance(self.recipe, str):
             self.recipe = load_config(self.recipe)
+            check_key_sources(self.recipe.to_dict())  # it is written beside the dense model
         elif isinstance(self.recipe, Mapping):
             self.recipe = Config(dict(self.recipe))
         self._waiting = self._waiting_hooks(runner)
