@@ -29,7 +29,11 @@ FINGERPRINTED = (
 
 
 def fingerprint(cfg: Config, keys: Sequence[str] = FINGERPRINTED) -> str:
-    """Short hash of what decides about a training's metrics, apart from the seed and folders."""
+    """Short hash of what decides about a training's metrics, apart from the seed and folders.
+
+    It doesn't see the code: results of code that computes something else since are for the user to
+    delete.
+    """
     content = json.dumps({key: cfg.get(key) for key in keys}, sort_keys=True, default=str)
     for folder in (os.environ.get('VITDOWN_DATA', 'data'), ROOT):
         content = content.replace(f'{folder}/', '')
@@ -125,7 +129,8 @@ def read_result(path: Path, content: str, adopt: bool = False) -> float | None:
     Args:
         path (Path): The file, which need not exist.
         content (str): Fingerprint of the config.
-        adopt (bool): Give a result without a fingerprint this one.
+        adopt (bool): Give a result without a fingerprint this one, whatever config it was taken
+            with.
 
     Raises:
         ConfigError: The result has no fingerprint.

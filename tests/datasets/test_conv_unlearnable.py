@@ -103,8 +103,13 @@ def test_options():
 def test_wrong_options():
     with pytest.raises(ValueError, match=r'class_shift must be an integer, got 1\.5'):
         ConvUnlearnable(num_classes=3, class_shift=1.5)
-    with pytest.raises(ValueError, match='center must be finite and positive, or None, got nan'):
+    with pytest.raises(ValueError, match='center must be finite in float32 and positive, or None'):
         ConvUnlearnable(num_classes=3, center=float('nan'))
+    for option in ('grayscale', 'same_filter'):
+        with pytest.raises(ValueError, match=f"{option} must be True or False, got 'no'"):
+            ConvUnlearnable(num_classes=3, **{option: 'no'})
+    with pytest.raises(ValueError, match="must be 0 to 1, got '0.5'"):
+        ConvUnlearnable(num_classes=3, poison_fraction='0.5')
 
 
 def test_reid_identities_are_classes(omniglot_file):
@@ -131,6 +136,7 @@ def test_reid_identities_are_classes(omniglot_file):
         (dict(gt_label=None), r'0\.\.2, got None'),
         (dict(gt_label=1.5), r'0\.\.2, got 1\.5'),
         (dict(gt_bboxes=[]), "a.png has 'gt_bboxes': .*detection and segmentation"),
+        (dict(img=None), 'ConvUnlearnable: a.png has no array img; put it behind'),
         (
             dict(img=np.zeros((4, 4, 3), np.float32)),
             r'a.png: pixels are float32 of shape \(4, 4, 3\), expected uint8',
@@ -187,7 +193,7 @@ def test_random_blur_draws_a_filter_for_each_image():
     assert np.array_equal(RandomConvBlur(prob=0.0)(sample())['img'], sample()['img'])
     with pytest.raises(ValueError, match='kernel_size must be odd'):
         RandomConvBlur(kernel_size=2)
-    with pytest.raises(ValueError, match='blur_parameter must be finite and not negative, got inf'):
+    with pytest.raises(ValueError, match='blur_parameter must be finite in float32 and not'):
         RandomConvBlur(blur_parameter=float('inf'))
     with pytest.raises(ValueError, match='prob must be 0 to 1, got 2'):
         RandomConvBlur(prob=2)

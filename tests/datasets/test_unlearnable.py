@@ -90,13 +90,18 @@ def test_mask_does_not_depend_on_the_number_of_images():
         (dict(num_classes=1.5), 'num_classes must be an integer of at least 1, got 1.5'),
         (dict(num_classes=2, kernel_size=3.0), r'kernel_size must be odd and positive, got 3\.0'),
         *(
-            (dict(num_classes=2, blur_parameter=blur), f'finite and not negative, got {blur}')
-            for blur in (-1, math.nan, math.inf)
+            (
+                dict(num_classes=2, blur_parameter=blur),
+                f'finite in float32 and not negative, got {blur!r}',
+            )
+            for blur in (-1, math.nan, math.inf, '0.3', True)
         ),
         *(
-            (dict(num_classes=2, center=center), f'positive, or None, got {center}')
-            for center in (0, -1, math.nan, math.inf)
+            (dict(num_classes=2, center=center), f'positive, or None, got {center!r}')
+            for center in (0, -1, math.nan, math.inf, '1')
         ),
+        (dict(num_classes=2, blur_parameter=1e39), r'finite in float32 .* got 1e\+39'),
+        (dict(num_classes=2, kernel_size=True), 'must be odd and positive, got True'),
         (dict(num_classes=2, blur_parameter=0, center=None), 'all cells would be 0'),
     ],
 )
@@ -106,8 +111,9 @@ def test_wrong_settings_of_filters(arguments, message):
 
 
 def test_wrong_fraction():
-    with pytest.raises(ValueError, match=r'must be 0 to 1, got 1\.5'):
-        poison_mask(0, 2, 3, 4, 1.5)
+    for fraction in (1.5, '0.5'):
+        with pytest.raises(ValueError, match=f'must be 0 to 1, got {fraction!r}'):
+            poison_mask(0, 2, 3, 4, fraction)
 
 
 @settings(max_examples=30, deadline=None)
@@ -145,6 +151,41 @@ def test_result_does_not_depend_on_the_order_of_summation():
     image, (filt,) = noise(40, 50, 3), class_filters(2, 1, 9, 0.06)
     turned = correlate(image[::-1, ::-1].copy(), filt[::-1, ::-1].copy())
     assert np.array_equal(turned[::-1, ::-1], correlate(image, filt))
+
+
+@pytest.mark.parametrize('grayscale', [False, True])
+def test_powers_of_two_change_nothing(grayscale):
+    """Images are rescaled, so filters may have cells of any size."""
+    images, labels, filters = noise(3, 3, 12, 9), np.arange(3), class_filters(1, 3, 9, 1.0)
+    for factor in (2.0**-80, 2.0**12, 2.0**120):
+        assert np.array_equal(
+            convolve_batch(images, factor * filters, labels, grayscale),
+            convolve_batch(images, filters, labels, grayscale),
+        )
+    # From here on, the cells are rounded to multiples of more than 2**-26.
+    large = filters * 2.0**20
+    for image, filt in zip(images.transpose(0, 2, 3, 1), large):
+        result = convolve_image(image, filt, grayscale)
+        assert result.max() == 255
+        assert np.array_equal(convolve_image(image, 2.0**90 * filt, grayscale), result)
+        expected = definition(image, filt, grayscale)
+        assert ((result <= expected + 1e-4) & (result > expected - 1 - 1e-4)).all()
+        turned = correlate(image[::-1, ::-1].copy(), filt[::-1, ::-1].copy())
+        assert np.array_equal(turned[::-1, ::-1], correlate(image, filt))
+
+
+def test_large_kernels():
+    image, (filt,) = noise(20, 30, 1), class_filters(3, 1, 65, 1.0)
+    assert filt.sum() > 2000
+    result, expected = convolve_image(image, filt), definition(image, filt)
+    assert ((result <= expected + 1e-4) & (result > expected - 1 - 1e-4)).all()
+
+
+def test_cells_are_rounded_to_float32():
+    """As in the paper's code, and in batches."""
+    cell = float(np.float32(100.1))
+    assert cell != 100.1
+    assert correlate(np.ones((1, 1), np.uint8), np.array([[100.1]])) == cell
 
 
 def test_delta_filter_stretches_the_image():
@@ -241,10 +282,10 @@ def test_wrong_batches():
     with pytest.raises(ValueError, match=r'shape \(0, 4, 3\) has no pixels'):
         convolve_image(np.zeros((0, 4, 3), np.uint8), np.ones((3, 3)))
     for cell in (math.nan, math.inf):
-        with pytest.raises(ValueError, match='cells of filters must be finite'):
+        with pytest.raises(ValueError, match='cells of filters must be finite in float32'):
             convolve_batch(images, filters * cell, labels // 2)
-    for cell in (math.nan, math.inf, 1e300, 2000 / 9):
-        with pytest.raises(ValueError, match='must be finite and sum to less than 2000'):
+    for cell in (math.nan, math.inf, 1e300):
+        with pytest.raises(ValueError, match='cells of a filter must be finite in float32'):
             convolve_image(np.ones((4, 4, 3), np.uint8), np.full((3, 3), cell))
 
 
@@ -291,6 +332,7 @@ def test_unusable_keys(text, message):
 
 def test_reading_keys(tmp_path, monkeypatch):
     monkeypatch.delenv('VITDOWN_UNLEARNABLE_KEY', raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path))
     with pytest.raises(KeyUnavailableError, match='VITDOWN_UNLEARNABLE_KEY is not set'):
         read_key()
     with pytest.raises(KeyUnavailableError, match='that was named is not set') as error:
@@ -311,3 +353,9 @@ def test_reading_keys(tmp_path, monkeypatch):
     monkeypatch.setenv('OTHER', 'seed:1')
     assert read_key().seed == read_key(tmp_path / 'key').seed == Key(SECRET).seed
     assert read_key(key_variable='OTHER').seed == 1
+    with pytest.raises(KeyUnavailableError, match='that was named is not set'):
+        read_key(key_variable='')
+    assert read_key('~/key').seed == Key(SECRET).seed
+    # As some editors begin UTF-8 files
+    (tmp_path / 'marked').write_bytes(b'\xef\xbb\xbf' + SECRET.encode())
+    assert read_key(tmp_path / 'marked').seed == Key(SECRET).seed

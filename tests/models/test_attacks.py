@@ -154,7 +154,9 @@ def test_constant_images_survive_the_deconvolution(problem):
 
 def test_wrong_settings_of_deconvolution(problem):
     _, images, labels = problem
-    with pytest.raises(ValueError, match='kernel_size must be odd, got 4'):
+    with pytest.raises(ValueError, match=r'kernel_size must be an odd integer, got 3\.0'):
+        deconvolution_attack(None, torch.zeros(2, 3, 4, 4), torch.zeros(2), kernel_size=3.0)
+    with pytest.raises(ValueError, match='kernel_size must be an odd integer, got 4'):
         deconvolution_attack(lambda x, i: x.sum(), images, labels, 4)
     with pytest.raises(ValueError, match='6 images need as many labels'):
         deconvolution_attack(lambda x, i: x.sum(), images, labels[:2])

@@ -506,7 +506,7 @@ def places(tmp_path_factory) -> dict[str, Path]:
             'photos',
             'x',
             '--key-file good.key --blur nan',
-            'must be finite and not negative, got nan',
+            'must be finite in float32 and not negative, got nan',
         ),
         ('photos', 'done', '--key-file good.key --verify --blur inf', 'not negative, got inf'),
         ('photos', 'x', '--key-file good.key --fraction 2', 'must be 0 to 1, got 2.0'),

@@ -83,6 +83,9 @@ class ConvUnlearnable(BaseTransform):
     ) -> None:
         if _integer(class_shift) is None:
             raise ValueError(f'class_shift must be an integer, got {class_shift!r}.')
+        for name, value in (('grayscale', grayscale), ('same_filter', same_filter)):
+            if not isinstance(value, bool):
+                raise ValueError(f'{name} must be True or False, got {value!r}.')
         self._seed = read_key(key_file, key_variable).seed
         filters = class_filters(
             self._seed, num_classes, kernel_size, blur_parameter, center, same_filter
@@ -103,8 +106,8 @@ class ConvUnlearnable(BaseTransform):
         """Filter ``results['img']``.
 
         Raises:
-            ValueError: The label is missing or outside 0..K-1, the image is not uint8, or the
-                sample is one of detection or segmentation.
+            ValueError: The label is missing or outside 0..K-1, the image is missing or not uint8,
+                or the sample is one of detection or segmentation.
         """
         label = self._label(results)
         _check_pixels(self, results)
@@ -230,7 +233,12 @@ def _integer(value: Any) -> int | None:
 
 
 def _check_pixels(transform: BaseTransform, results: dict) -> None:
-    img = results['img']
+    img = results.get('img')
+    if not isinstance(img, np.ndarray):
+        raise ValueError(
+            f'{type(transform).__name__}: {_name(results)} has no array img; put it behind the '
+            'transform that loads images.'
+        )
     if img.dtype != np.uint8 or img.ndim not in (2, 3):
         raise ValueError(
             f'{type(transform).__name__}: {_name(results)}: pixels are {img.dtype} of shape '
@@ -280,7 +288,7 @@ class RandomConvBlur(BaseTransform):
         """Filter ``results['img']``.
 
         Raises:
-            ValueError: The image is not uint8.
+            ValueError: The image is missing or not uint8.
         """
         _check_pixels(self, results)
         filt = self.random_filter()

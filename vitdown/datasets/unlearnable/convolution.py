@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from scipy.linalg.blas import daxpy
 from torch import Tensor
 
-# Filter cells are rounded to multiples of 2**-26. Sums of cells times grey levels are then integers
-# that float64 holds exactly: no order of summation, no fused instruction changes a result.
-_FIXED_POINT = 2.0**26
-_MAX_SUM = 2000
+# Filter cells are rounded to multiples of 2**-26, or of the power of two that keeps their sum below
+# 2**35 such units. Sums of cells times grey levels, of up to four channels, times 255 are then
+# integers that float64 holds exactly: no order of summation, no fused instruction changes a result.
+_FRACTION_BITS = 26
+_SUM_BITS = 35
 
 # Numbers filtered by one call: what a core's cache holds, or what keeps a GPU busy. CPUs filter 16
 # channels at a time.
@@ -27,11 +28,12 @@ def correlate(img: np.ndarray, filt: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 of the image's shape, in grey levels. Exact for the filter rounded to float32 and
-        multiples of 2**-26, whose cells must sum to less than 2000.
+        to multiples of 2**-26, or of 2**-35 of the next power of two above the sum of its cells
+        where that is more.
 
     Raises:
         ValueError: The image is not uint8, has another number of dimensions or no pixels; the
-            filter is not square and odd, or its cells are not finite or too large.
+            filter is not square and odd, or its cells are not finite in float32.
     """
     if img.dtype != np.uint8 or img.ndim not in (2, 3):
         raise ValueError(
@@ -43,15 +45,14 @@ def correlate(img: np.ndarray, filt: np.ndarray) -> np.ndarray:
     size = filt.shape[0]
     if filt.shape != (size, size) or size % 2 == 0:
         raise ValueError(f'A filter must be (k, k) with odd k, got shape {filt.shape}.')
-    # Also false with NaN
-    if not np.abs(filt).sum() < _MAX_SUM:
-        raise ValueError(
-            f'The cells of a filter must be finite and sum to less than {_MAX_SUM}, got '
-            f'{np.abs(filt).sum():g}.'
-        )
+    with np.errstate(over='ignore'):
+        cells = filt.astype(np.float32).astype(np.float64)
+    if not np.isfinite(cells).all():
+        raise ValueError('The cells of a filter must be finite in float32.')
+    scale = 2.0 ** min(_FRACTION_BITS, _SUM_BITS - np.frexp(np.abs(cells).sum())[1])
+    cells = np.rint(cells * scale)
     height, width = img.shape[:2]
     channels = int(np.prod(img.shape[2:]))
-    cells = np.rint(filt.astype(np.float32).astype(np.float64) * _FIXED_POINT)
     # Rows share their padding, so a shift of the filter is a shift of the flattened image.
     margin, row = size // 2, (width + size // 2) * channels
     flat = np.zeros((height + 2 * margin) * row + 2 * margin * channels)
@@ -63,7 +64,7 @@ def correlate(img: np.ndarray, filt: np.ndarray) -> np.ndarray:
         for x in range(size):
             shift = y * row + x * channels
             sums = daxpy(flat[shift : shift + sums.size], sums, a=cells[y, x])
-    sums /= _FIXED_POINT
+    sums /= scale
     return sums.reshape(height, row)[:, : width * channels].reshape(img.shape)
 
 
@@ -118,7 +119,7 @@ def convolve_batch(
 
     Raises:
         ValueError: Shapes or data types don't fit, a label is outside 0..K-1, a floating point
-            pixel outside 0..1, or a filter has cells that are not finite.
+            pixel outside 0..1, or a filter has cells that are not finite in float32.
     """
     if isinstance(images, np.ndarray):
         return convolve_batch(_as_tensor(images), filters, labels, grayscale).numpy()
@@ -151,7 +152,10 @@ def convolve_batch(
             )
     filters = filters.to(images.device, torch.float32)
     if not filters.isfinite().all():
-        raise ValueError('The cells of filters must be finite.')
+        raise ValueError('The cells of filters must be finite in float32.')
+    # Powers of two change no bit of the result, and keep the sums of large cells finite.
+    exponents = torch.frexp(filters.abs().amax(dim=(1, 2), keepdim=True)).exponent
+    filters = torch.ldexp(filters, -exponents.clamp(-100, 100))
     top = 255 if images.dtype == torch.uint8 else 1
     step = _chunk_length(images)
     # TensorFloat-32 and mixed precision would cost the last bits of most values.

@@ -5,14 +5,16 @@ the order of the paper's code, so that a seed gives the same filters everywhere 
 global generator is not touched.
 """
 
-import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 Seed = int | Sequence[int]
+# Images are filtered with filters rounded to float32.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_filter_options(
@@ -23,19 +25,28 @@ def check_filter_options(
     Raises:
         ValueError: The size is no odd integer, a number is out of range, or all cells would be 0.
     """
-    if not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}.')
-    if blur_parameter is not None and not 0 <= blur_parameter < math.inf:
-        raise ValueError(f'blur_parameter must be finite and not negative, got {blur_parameter}.')
-    if center is not None and not 0 < center < math.inf:
-        raise ValueError(f'center must be finite and positive, or None, got {center}.')
+    if not _is_a(Integral, kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f'kernel_size must be odd and positive, got {kernel_size!r}.')
+    if blur_parameter is not None and not (
+        _is_a(Real, blur_parameter) and 0 <= blur_parameter <= _LARGEST
+    ):
+        raise ValueError(
+            f'blur_parameter must be finite in float32 and not negative, got {blur_parameter!r}.'
+        )
+    if center is not None and not (_is_a(Real, center) and 0 < center <= _LARGEST):
+        raise ValueError(f'center must be finite in float32 and positive, or None, got {center!r}.')
     if center is None and blur_parameter == 0:
         raise ValueError('Without a center, blur_parameter must be above 0: all cells would be 0.')
 
 
+def _is_a(kind: type, value: Any) -> bool:
+    """Whether a value is a number of this kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _check_number(num_classes: int) -> None:
-    if not isinstance(num_classes, Integral) or num_classes < 1:
-        raise ValueError(f'num_classes must be an integer of at least 1, got {num_classes}.')
+    if not _is_a(Integral, num_classes) or num_classes < 1:
+        raise ValueError(f'num_classes must be an integer of at least 1, got {num_classes!r}.')
 
 
 def draw_filter(
@@ -127,8 +138,8 @@ def poison_mask(
         ``(num_images,)`` bool: :func:`poison_draws` below ``fraction``.
 
     Raises:
-        ValueError: ``fraction`` is outside 0..1.
+        ValueError: ``fraction`` is no number of 0..1.
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f'The fraction of images to protect must be 0 to 1, got {fraction}.')
+    if not (_is_a(Real, fraction) and 0 <= fraction <= 1):
+        raise ValueError(f'The fraction of images to protect must be 0 to 1, got {fraction!r}.')
     return poison_draws(seed, num_classes, kernel_size, num_images, center) < fraction

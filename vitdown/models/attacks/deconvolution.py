@@ -1,6 +1,7 @@
 """Deconvolution-based attack of the adaptive defence against class-wise filters (CVPR 2023)."""
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +41,10 @@ def deconvolution_attack(
         and biases of the classes present after the last step.
 
     Raises:
-        ValueError: ``kernel_size`` is even, or there is not one label an image.
+        ValueError: ``kernel_size`` is no odd integer, or there is not one label an image.
     """
-    if kernel_size % 2 == 0:
-        raise ValueError(f'kernel_size must be odd, got {kernel_size}.')
+    if not isinstance(kernel_size, Integral) or kernel_size % 2 == 0:
+        raise ValueError(f'kernel_size must be an odd integer, got {kernel_size!r}.')
     if labels.shape != images.shape[:1]:
         raise ValueError(f'{len(images)} images need as many labels, got {tuple(labels.shape)}.')
     images = images.detach()
