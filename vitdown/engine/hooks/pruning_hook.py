@@ -162,8 +162,9 @@ class PruningHook(Hook):
             self.pruner.load_state_dict(self._state['pruner'])
             self._steps = self._state['steps']
         if isinstance(self.recipe, str):
-            self.recipe = load_config(self.recipe)
-            check_key_sources(self.recipe.to_dict())  # it is written beside the dense model
+            recipe = load_config(self.recipe)
+            check_key_sources(recipe.to_dict())  # it is written beside the dense model
+            self.recipe = recipe
         elif isinstance(self.recipe, Mapping):
             self.recipe = Config(dict(self.recipe))
         self._waiting = self._waiting_hooks(runner)

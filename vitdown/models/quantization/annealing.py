@@ -170,12 +170,12 @@ class ConfidenceGuidedAnnealing:
             self._masks[i] = self.weights[i].free(self.boundary_range)
         return self._masks[i]
 
-    def _keep(self, *_) -> None:
+    def _keep(self, *_: object) -> None:
         for i, weight in enumerate(self.weights):
             self._mask(i)
             self._before.append(weight.parameter.detach().clone())
 
-    def _put_back(self, *_) -> None:
+    def _put_back(self, *_: object) -> None:
         parameters = [weight.parameter for weight in self.weights]
         restore_frozen(parameters, [self._masks[i] for i in range(len(parameters))], self._before)
         self._masks.clear()

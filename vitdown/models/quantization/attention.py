@@ -47,7 +47,8 @@ class QuantMultiheadAttention(MultiheadAttention):
         """Self-attention over tokens ``(B, N, C)``; see :meth:`MultiheadAttention.attend`."""
         if need_weights not in (False, True):
             return super().forward(x, attn_bias, need_weights)
-        out, weights = self._mix_logits(*self.qkv.logits_and_values(x), attn_bias)
+        logits, value = self.qkv.logits_and_values(x)
+        out, weights = self._mix_logits(logits, value, attn_bias)
         return self.project_out(out), weights if need_weights else None
 
     def _mix_logits(

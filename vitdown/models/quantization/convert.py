@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN
@@ -19,7 +20,7 @@ from .settings import OFQ
 BLOCK_SETTINGS = ('w_bits', 'a_bits', 'w_quant', 'act_granularity')
 
 
-def quantizable(cls: type) -> type:
+def quantizable(cls: type[nn.Module]) -> type[nn.Module]:
     """Class decorator of backbones and heads: their constructor takes ``quant_cfg`` besides.
 
     The complete instance is converted (:func:`convert`) before it leaves the constructor. A
@@ -28,7 +29,9 @@ def quantizable(cls: type) -> type:
     init = cls.__init__
 
     @functools.wraps(init)
-    def __init__(self, *args, quant_cfg: Mapping | OFQ | None = None, **kwargs) -> None:
+    def __init__(
+        self: nn.Module, *args: Any, quant_cfg: Mapping | OFQ | None = None, **kwargs: Any
+    ) -> None:
         init(self, *args, **kwargs)
         if quant_cfg is None:
             return
@@ -146,7 +149,7 @@ def _token_columns(model: nn.Module) -> dict[int, int]:
 
     Windows move over these tokens, so that a step belongs to a column, not to a token.
     """
-    columns = {}
+    columns: dict[int, int] = {}
     stages = [m for m in model.modules() if isinstance(m, SwinBlockSequence)]
     if not stages:
         return columns
@@ -163,7 +166,7 @@ def _token_columns(model: nn.Module) -> dict[int, int]:
 
 def _layers_after_activation(model: nn.Module) -> set[int]:
     """Ids of the linear layers whose inputs come from an activation function."""
-    layers = set()
+    layers: set[int] = set()
     for ffn in model.modules():
         if isinstance(ffn, FFN):
             linear = [m for m in ffn.layers.modules() if isinstance(m, nn.Linear)]
@@ -336,12 +339,14 @@ class _Converter:
         granularity = granularity or cfg.act_granularity
         if granularity == 'token' and channel:
             granularity = 'channel'
-        shape = (dims,) if heads is None else (heads, dims)
-        if granularity == 'tensor':
-            view, number = (-1,), 1
-        elif granularity == 'channel':
+        shape: tuple[int, ...] = () if dims is None else (dims,)
+        if heads is not None:
+            shape = (heads, *shape)
+        view: tuple[int, ...] = (-1,)
+        number: int | None = 1
+        if granularity == 'channel':
             view, number = (*shape[:-1], -1), math.prod(shape)
-        else:
+        elif granularity == 'token':
             view, number = (-1, 1) if heads is None else (-1, heads, 1), None
         shift_view = shape if shifts else None
         return LSQQuantizer(cfg.a_bits, view, number, signed=signed, shift_view=shift_view)

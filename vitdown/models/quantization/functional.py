@@ -6,6 +6,7 @@ distance between two neighbouring codes.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,19 @@ _CLIP_MARGIN = 1e-6
 MIN_STEP = 1e-5
 
 
+def check_width(bits: int, name: str = 'bits') -> int:
+    """A bit-width of 2 to 8.
+
+    Raises:
+        ValueError: For other widths.
+    """
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
+        raise ValueError(
+            f'{name} must be 2 to 8, or None (or 16 and more) for full precision, got {bits!r}'
+        )
+    return bits
+
+
 def check_bits(bits: int | None, name: str = 'bits') -> int | None:
     """A bit-width of 2 to 8, or None for one that leaves values as they are (None, 16 and more).
 
@@ -25,11 +39,7 @@ def check_bits(bits: int | None, name: str = 'bits') -> int | None:
     """
     if bits is None or (isinstance(bits, int) and bits >= 16):
         return None
-    if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
-        raise ValueError(
-            f'{name} must be 2 to 8, or None (or 16 and more) for full precision, got {bits!r}'
-        )
-    return bits
+    return check_width(bits, name)
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -78,7 +88,7 @@ def statsq_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 class _StatsQ(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight: Tensor, bits: int, boundary_range: float | None) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, bits: int, boundary_range: float | None) -> Tensor:
         ctx.free = None
         if boundary_range is not None:
             ctx.free = cga_free_mask(weight, bits, boundary_range)
@@ -90,7 +100,7 @@ class _StatsQ(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return (grad if ctx.free is None else grad * ctx.free), None, None
 
 
@@ -184,7 +194,15 @@ class _LSQ(torch.autograd.Function):
     """``clamp -> round`` with both shifts in one node, which keeps one float per element."""
 
     @staticmethod
-    def forward(ctx, x, step, qn, qp, before, after):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        qn: int,
+        qp: int,
+        before: Tensor | None,
+        after: Tensor | None,
+    ) -> Tensor:
         step = step.clamp(min=MIN_STEP)
         scaled = x / step if before is None else (x + before).div_(step)
         ctx.save_for_backward(scaled, step)
@@ -195,7 +213,7 @@ class _LSQ(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scaled, step = ctx.saved_tensors
         qn, qp = ctx.bounds
         before, after = ctx.shifts

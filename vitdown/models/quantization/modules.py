@@ -1,13 +1,14 @@
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Quantizer = nn.Module
+Quantizer: TypeAlias = nn.Module
 
 
-class CachedWeights:
+class CachedWeights(nn.Module):
     """Keeps quantized weights between the forward passes of an evaluation.
 
     A change of the weight or of its quantizer in place, by an optimizer or a checkpoint, is noticed
@@ -28,7 +29,7 @@ class CachedWeights:
             cache[name] = key, compute()
         return cache[name][1]
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> 'CachedWeights':
         self.__dict__.pop('_weights', None)
         return super().train(mode)
 
@@ -54,7 +55,7 @@ class QuantLinear(CachedWeights, nn.Linear):
         super().__init__(linear.in_features, linear.out_features, device='meta')
         self.weight = linear.weight
         self.is_edge = is_edge
-        self.optional_state = ()
+        self.optional_state: tuple[str, ...] = ()
         self.bias = linear.bias
         if linear.bias is None:
             self.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
@@ -70,7 +71,7 @@ class QuantLinear(CachedWeights, nn.Linear):
         """``(..., I)`` to ``(..., O)``."""
         return F.linear(self.input_quant(x), self.quantized_weight(), self.bias)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         for name in self.optional_state:
             if prefix + name not in state_dict:
                 state_dict = {**state_dict, prefix + name: getattr(self, name)}
@@ -113,7 +114,7 @@ class QuantConv2d(CachedWeights, nn.Conv2d):
         return self._conv_forward(self.input_quant(x), self.quantized_weight(), self.bias)
 
 
-class Attending:
+class Attending(nn.Module):
     """Self-attention's first half, for layers that return queries, keys and values."""
 
     def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:

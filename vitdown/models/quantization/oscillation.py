@@ -1,4 +1,5 @@
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +178,7 @@ class OscillationMonitor:
         }
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, object]]:
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[], Tensor]]]:
     """Name, quantizer and reader of the weights in the blocks."""
     for name, module in model.named_modules():
         if isinstance(getattr(module, 'weight_quant', None), nn.Identity):
@@ -186,4 +187,4 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, object]]:
             yield f'{name}.value', module.weight_quant, module.value_weight
             yield f'{name}.product', module.product_quant, module.product
         elif isinstance(module, QuantLinear) and not module.is_edge:
-            yield name, module.weight_quant, lambda module=module: module.weight
+            yield name, module.weight_quant, partial(getattr, module, 'weight')

@@ -75,10 +75,11 @@ def latent_weights(module: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
 @torch.no_grad()
 def integer_weights(module: nn.Module) -> dict[str, IntegerWeight]:
     """Weights of a quantized layer, by the names of :func:`latent_weights`."""
-    return {
-        name: IntegerWeight(*quantizer.integers(latent), quantizer.bits)
-        for name, (quantizer, latent) in latent_weights(module).items()
-    }
+    weights = {}
+    for name, (quantizer, latent) in latent_weights(module).items():
+        codes, scale, offset = quantizer.integers(latent)
+        weights[name] = IntegerWeight(codes, scale, offset, quantizer.bits)
+    return weights
 
 
 def activation_quantizers(model: nn.Module) -> dict[str, dict]:
@@ -132,7 +133,7 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict], dict[str
             'The steps of the quantizers are not set yet; load a trained checkpoint or run a batch'
         )
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    layers = {}
+    layers: dict[str, dict[str, dict]] = {}
     for name, module in quantized_modules(model):
         if not isinstance(module, QuantConv2d):
             check_input(module.input_quant, name or type(model).__name__)
@@ -140,8 +141,8 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict], dict[str
         of_weights = (f'{prefix}weight_quant.', f'{prefix}product_quant.')
         tensors = {k: v for k, v in tensors.items() if not k.startswith(of_weights)}
         del tensors[f'{prefix}weight']
-        if isinstance(module, QKRProjection) and module.bias is not None:
-            tensors[f'{prefix}bias'] = module.value_bias().detach().cpu()
+        if isinstance(module, QKRProjection) and (bias := module.value_bias()) is not None:
+            tensors[f'{prefix}bias'] = bias.detach().cpu()
         layers[name] = {}
         for part, weight in integer_weights(module).items():
             codes = weight.codes.flatten(1).cpu().int() + 2 ** (weight.bits - 1)

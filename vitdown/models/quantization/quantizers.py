@@ -1,7 +1,7 @@
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..layers import resize_pos_embed
 from .functional import (
     MIN_STEP,
-    check_bits,
+    check_width,
     lsq,
     lsq_bounds,
     lsq_codes,
@@ -34,7 +34,7 @@ class StatsQuantizer(nn.Module):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        self.bits = check_bits(bits)
+        self.bits = check_width(bits)
         self.boundary_range: float | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class LSQQuantizer(nn.Module):
         shift_view: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.bits = check_bits(bits)
+        self.bits = check_width(bits)
         self.step_view = step_view
         self.axis = step_view.index(-1) - len(step_view)
         self.steps_per_position = -math.prod(step_view)
@@ -163,7 +163,7 @@ class LSQQuantizer(nn.Module):
             return x.unflatten(-2, (-1, self.columns))
         if steps not in (1, x.shape[self.axis]):
             self._refuse(f'{steps} tokens', x.shape[self.axis], x)
-        if self.per_pixel and x.shape[-2:] != self.shift_view:
+        if self.per_pixel and self.shift_view is not None and x.shape[-2:] != self.shift_view:
             sizes = ['x'.join(map(str, size)) for size in (self.shift_view, x.shape[-2:])]
             self._refuse(f'{sizes[0]} pixels', sizes[1], x)
         return x
@@ -231,7 +231,7 @@ class LSQQuantizer(nn.Module):
             self.shift_view = tuple(x.shape[-2:])
             self._add_shifts(math.prod(self.shift_view), x.device)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         if not any(prefix + name in state_dict for name in own):
             state_dict = {prefix + name: value for name, value in own.items()}
@@ -261,7 +261,8 @@ class LSQQuantizer(nn.Module):
         for name in ('shift_before', 'shift_after'):
             own, shift = getattr(self, name), state_dict.get(prefix + name)
             if shift is not None and own is not None and shift.shape != own.shape:
-                image = resize_pos_embed(shift[None, :, None], self.shift_view, num_extra_tokens=0)
+                size = cast(tuple[int, int], self.shift_view)
+                image = resize_pos_embed(shift[None, :, None], size, num_extra_tokens=0)
                 resized[prefix + name] = image.flatten()
         return resized
 
@@ -276,7 +277,7 @@ def quantizers_of(model: nn.Module) -> list[LSQQuantizer]:
 
 
 @contextmanager
-def _sizing(quantizers: Iterable[LSQQuantizer]):
+def _sizing(quantizers: Iterable[LSQQuantizer]) -> Iterator[None]:
     for quantizer in quantizers:
         quantizer.sizing = True
     try:

@@ -75,6 +75,7 @@ class IntegerInput(FixedLSQ):
         # Unsigned activations are what int8 instructions of CPUs take.
         self.zero_point = -self.bounds[0]
         if quantizer.columns is not None:
+            assert quantizer.num_tokens is not None  # known since the steps were sized
             self.steps_per_token = self.steps.repeat(quantizer.num_tokens // quantizer.columns, 1)
         else:
             self.steps_per_token = self.steps

@@ -70,7 +70,7 @@ class OFQ:
         Raises:
             ValueError: For another type, unknown or impossible settings.
         """
-        if isinstance(cfg, cls):
+        if isinstance(cfg, OFQ):
             return cfg
         cfg = dict(cfg)
         kind = cfg.pop('type', None)
