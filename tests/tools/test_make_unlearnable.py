@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from PIL import Image
 from tests.conftest import ROOT, run_tool
 from vitdown.datasets import CSVReIDDataset, SyntheticReID
 from vitdown.datasets.transforms import check_key_sources
+from vitdown.datasets.transforms.decoding import CorruptImageError
 from vitdown.datasets.unlearnable import (
     Key,
     KeyUnavailableError,
@@ -27,13 +30,9 @@ from vitdown.datasets.unlearnable import (
     convolve_image,
     poison_mask,
 )
-from vitdown.datasets.unlearnable.protect import (
-    ProtectionError,
-    Settings,
-    SourceImage,
-    protect,
-    verify,
-)
+from vitdown.datasets.unlearnable import protect as protect_module
+from vitdown.datasets.unlearnable.protect import protect, verify
+from vitdown.datasets.unlearnable.settings import ProtectionError, Settings, SourceImage
 from vitdown.datasets.unlearnable.sources import class_folder_images, dataset_images
 from vitdown.engine.launch import build_runner, evaluate, load_config
 
@@ -64,6 +63,14 @@ def tool(monkeypatch, capsys):
         return status, captured.out + captured.err
 
     return call
+
+
+def grey_images(number: int, read=lambda index: np.full((4, 4, 3), 7, np.uint8)) -> list:
+    """Images of one class, whose pixels a function of their index gives."""
+    return [
+        SourceImage(f'a/{index}.png', 0, 'a', lambda index=index: read(index))
+        for index in range(number)
+    ]
 
 
 def write_photos(root: Path, number: int = 4, size: int = 24) -> Path:
@@ -325,6 +332,100 @@ def test_damaged_journal(tmp_path):
     assert verify(images, tmp_path, Key(SECRET), progress=False).matching == ['a.png']
 
 
+def test_choice_of_images_depends_on_the_number_of_classes(tmp_path):
+    """As ConvUnlearnable's does, whether or not images of all classes are there."""
+    images, key, settings = grey_images(30), Key(SECRET), Settings(poison_fraction=0.5)
+    masks = [poison_mask(key.seed, number, 9, 30, 0.5).tolist() for number in (1, 3)]
+    assert masks[0] != masks[1]
+    for given, mask in zip((None, 3), masks):
+        path = protect(images, tmp_path / str(given), key, settings, 1, False, given)
+        assert [entry['filtered'] for entry in json.loads(path.read_text())['files']] == mask
+    with pytest.raises(ProtectionError, match='of 3 classes then, 30 of 1 now'):
+        verify(images, tmp_path / '3', key, progress=False)
+    assert len(verify(images, tmp_path / '3', key, 1, False, 3).matching) == 30
+    with pytest.raises(ProtectionError, match='at least 1, since there is the label 0, got 0'):
+        protect(images, tmp_path / 'x', key, settings, num_classes=0)
+
+
+def test_images_are_protected_in_parallel(tmp_path):
+    meeting = threading.Barrier(2)
+
+    def read(index: int) -> np.ndarray:
+        meeting.wait(timeout=60)
+        return np.full((4, 4, 3), 7, np.uint8)
+
+    protect(grey_images(2, read), tmp_path / 'out', Key(SECRET), Settings(), 2, progress=False)
+
+
+def test_an_interrupted_call_stops(tmp_path, monkeypatch):
+    stopped, begun = threading.Event(), []
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, **options) -> None:
+            super().shutdown(**{**options, 'wait': False})
+            stopped.set()
+            super().shutdown()
+
+    def read(index: int) -> np.ndarray:
+        begun.append(index)
+        if index == 0:
+            raise KeyboardInterrupt
+        assert stopped.wait(timeout=60)
+        return np.full((4, 4, 3), 7, np.uint8)
+
+    monkeypatch.setattr(protect_module, 'ThreadPoolExecutor', Pool)
+    with pytest.raises(KeyboardInterrupt):
+        protect(grey_images(9, read), tmp_path / 'out', Key(SECRET), Settings(), progress=False)
+    assert len(begun) <= 2
+
+
+@pytest.mark.parametrize('progress', [True, False])
+def test_progress_is_shown_on_terminals(tmp_path, monkeypatch, progress):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    protect(grey_images(2), tmp_path / 'out', Key(SECRET), Settings(), progress=progress)
+    assert ('protecting: 100%' in terminal.getvalue()) == progress
+
+
+def test_a_copy_that_is_being_changed_is_not_complete(tmp_path):
+    output, key = tmp_path / 'out', Key(SECRET)
+    path = protect(grey_images(2), output, key, Settings(), progress=False)
+
+    def read(index: int) -> np.ndarray:
+        if index == 1:
+            raise CorruptImageError
+        return np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+
+    with pytest.raises(CorruptImageError, match='1 of 2 images'):
+        protect(grey_images(2, read), output, key, Settings(), progress=False)
+    assert not json.loads(path.read_text())['complete']
+    with pytest.raises(ProtectionError, match='is not complete'):
+        verify(grey_images(2), output, key, progress=False)
+    protect(grey_images(2), output, key, Settings(), progress=False)
+    assert len(verify(grey_images(2), output, key, progress=False).matching) == 2
+
+
+def test_images_outside_of_the_source(tool, photos, tmp_path, key_file):
+    source = tmp_path / 'tables'
+    source.mkdir()
+    inside = shutil.copy(photos / 'cats/000.png', source / 'own.png')
+    (source / 'all.csv').write_text(f'image,identity\n{inside},a\n{photos}/cats/001.png,b\n')
+    options = ('--dataset', 'CSVReIDDataset', '--dataset-options', 'ann_file=all.csv',
+               '--key-file', key_file)  # fmt: skip
+    status, text = tool(source, tmp_path / 'out', *options)
+    assert status == 0
+    where = f'{photos}/cats/001.png'[1:]
+    assert f'warning: 1 images lie outside of {source}' in text
+    assert f'their whole paths, e.g. {where}; ' in text
+    assert {path for path in digests(tmp_path / 'out') if path.endswith('png')} == {
+        'own.png', where,
+    }  # fmt: skip
+    status, text = tool(source, photos / 'cats/out', *options)
+    assert status == 2
+    assert f'{photos}/cats, which has originals, lie in one another' in text
+
+
 def test_names_and_links(tool, tmp_path, key_file):
     photos = write_photos(tmp_path / 'photos', 1, 8)
     (photos / 'dogs/old').symlink_to(tmp_path / 'elsewhere')
@@ -337,6 +438,7 @@ def test_names_and_links(tool, tmp_path, key_file):
     command = (photos, tmp_path / 'out', '--key-file', key_file)
     assert tool(*command)[0] == 0
     assert (tmp_path / 'out/dogs/old/linked.png').exists()
+    assert len(list((tmp_path / 'out').rglob('*.png'))) == 6  # each once, whatever links lead back
     assert not list((tmp_path / 'out').rglob('*.tmp'))
 
     shutil.copy(photos / 'cats/000.png', os.fsencode(photos / 'cats') + b'/\xff.png')
@@ -385,6 +487,13 @@ def test_protects_classification_sets(tool, tmp_path, key_file):
             if kind == 'Flowers17':
                 clean = np.asarray(Image.open(io.BytesIO(jpegs[index].tobytes())))
             assert np.array_equal(pixels(output / name), convolve_image(clean, filters[label]))
+    # The second image, of the first class, alone
+    command = (tmp_path / 'cifar10.npz', tmp_path / 'part', '--dataset', 'PackedCIFAR',
+               '--dataset-options', 'indices=[1]', '--key-file', key_file)  # fmt: skip
+    assert tool(*command)[0] == 0
+    manifest = json.loads((tmp_path / 'part/conv_unlearnable.json').read_text())
+    assert (manifest['num_images'], manifest['num_classes']) == (1, 2)
+    assert '1 images match' in tool(*command, '--verify')[1]
 
 
 def test_goes_on_after_a_kill(tool, tmp_path, key_file):
@@ -445,7 +554,8 @@ def test_a_synthetic_set_is_read_only(tmp_path):
         dataset_images('SyntheticReID', tmp_path, dict(settings=settings))
     assert not list(tmp_path.iterdir())
     drawn = SyntheticReID(str(tmp_path), 'train', settings=settings)
-    images = dataset_images('SyntheticReID', tmp_path, dict(settings=settings))
+    images, num_classes = dataset_images('SyntheticReID', tmp_path, dict(settings=settings))
+    assert num_classes == 2
     assert len(images) == len(drawn)
     assert {image.label for image in images} == {0, 1}
 
@@ -477,6 +587,17 @@ def places(tmp_path_factory) -> dict[str, Path]:
     shutil.copy(photos / 'cats/grey.bmp', root / 'twins/cats/000.bmp')
     images, _ = class_folder_images(photos)
     manifest = protect(images, root / 'done', Key(SECRET), Settings(), progress=False)
+    for name in ('cats/000.png', 'train.csv', 'dogs/young'):
+        output = shutil.copytree(root / 'done', root / f'changed-{Path(name).stem}')
+        if name == 'dogs/young':
+            shutil.rmtree(output / name)
+            (output / name).write_text('x')
+        else:
+            (output / name).unlink()
+            (output / name).mkdir()
+    (root / 'links/birds').mkdir(parents=True)
+    shutil.copy(photos / 'cats/000.png', root / 'links/birds')
+    (root / 'links/dogs').symlink_to(photos / 'dogs')
     (root / 'begun').mkdir()
     begun = json.loads(manifest.read_text()) | dict(complete=False, files=[])
     (root / 'begun' / manifest.name).write_text(json.dumps(begun))
@@ -492,6 +613,14 @@ def places(tmp_path_factory) -> dict[str, Path]:
         ('photos', 'photos/x', '--key-file good.key', 'lie in one another'),
         ('photos', '.', '--key-file good.key', 'lie in one another'),
         ('photos', 'full', '--key-file full/mine.txt', 'which is to be published'),
+        ('photos', 'full', '--key-file ~/full/mine.txt', 'which is to be published'),
+        ('photos', 'x', '--key-variable=', 'that was named is not set'),
+        ('links', 'photos/dogs/x', '--key-file good.key', 'which has originals, lie in one'),
+        ('links', 'photos', '--key-file good.key', 'which has originals, lie in one another'),
+        *(
+            ('photos', f'changed-{name}', '--key-file good.key', 'Remove them')
+            for name in ('000', 'train', 'young')
+        ),
         ('no', 'x', '--key-file good.key', 'does not exist'),
         ('photos/notes.txt', 'x', '--key-file good.key', 'is no folder'),
         ('photos', 'full', '--key-file good.key', 'is not empty and holds no conv_unlearnable'),
@@ -528,6 +657,10 @@ def places(tmp_path_factory) -> dict[str, Path]:
                 ('PackedCIFAR', 'data_root'),
                 ('Market1501', 'pipeline'),
                 ('SyntheticReID', 'draw'),
+                *(
+                    ('PackedCIFAR', option)
+                    for option in ('metainfo', 'data_prefix', 'test_mode', 'filter_cfg')
+                ),
             )
         ),
         ('photos', 'x', '--key-file good.key --dataset SyntheticReID', 'Draw it first with'),
@@ -543,6 +676,7 @@ def places(tmp_path_factory) -> dict[str, Path]:
 )
 def test_refuses_what_it_can_not_do(tool, places, monkeypatch, source, output, options, message):
     monkeypatch.chdir(places)
+    monkeypatch.setenv('HOME', str(places))
     before = digests(places)
     status, text = tool(source, output, *options.split())
     assert status == 2

@@ -25,15 +25,15 @@ from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 from vitdown.datasets.unlearnable import KEY_VARIABLE, read_key
-from vitdown.datasets.unlearnable.protect import (
-    FORMATS,
-    LOSSY_FORMATS,
-    MANIFEST,
-    Settings,
-    protect,
-    verify,
+from vitdown.datasets.unlearnable.manifest import MANIFEST
+from vitdown.datasets.unlearnable.protect import protect, verify
+from vitdown.datasets.unlearnable.settings import FORMATS, LOSSY_FORMATS, Settings
+from vitdown.datasets.unlearnable.sources import (
+    check_apart,
+    class_folder_images,
+    dataset_images,
+    images_elsewhere,
 )
-from vitdown.datasets.unlearnable.sources import class_folder_images, dataset_images
 from vitdown.engine.launch import ConfigError, run_tool
 
 
@@ -105,7 +105,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             f'{args.source} and {args.output} lie in one another; name an output folder beside the '
             'source, so that the originals stay as they are.'
         )
-    if args.key_file and Path(args.key_file).resolve().is_relative_to(output):
+    if args.key_file and Path(args.key_file).expanduser().resolve().is_relative_to(output):
         raise ConfigError(
             f'The key file {args.key_file} lies in the output, which is to be published; keep it '
             'elsewhere.'
@@ -120,21 +120,30 @@ def main() -> None:
     if key.is_guessable:
         warn('the key is a 32-bit seed, which can be found by trying; use a long secret to publish')
     if args.dataset:
-        images, others = dataset_images(args.dataset, args.source, args.dataset_options), []
+        images, num_classes = dataset_images(args.dataset, args.source, args.dataset_options)
+        others = []
     else:
         images, others = class_folder_images(args.source)
+        num_classes = None
+    check_apart(images, args.source, args.output)
     if others:
         warn(f'{len(others)} files left out, not images of a class: {", ".join(others[:5])}')
     if args.verify:
-        report(verify(images, args.output, key, args.workers, **given_settings(args)))
+        expected = given_settings(args)
+        report(verify(images, args.output, key, args.workers, num_classes=num_classes, **expected))
         return
+    if elsewhere := images_elsewhere(images, args.source):
+        warn(
+            f'{len(elsewhere)} images lie outside of {args.source}, and what is written shows '
+            f'their whole paths, e.g. {elsewhere[0]}; bring or link them into it before you publish'
+        )
     settings = Settings(**given_settings(args))
     if settings.image_format in LOSSY_FORMATS:
         warn(
             f'{settings.image_format} changes pixels after filtering; what that does to the '
             'protection was never measured'
         )
-    protect(images, args.output, key, settings, args.workers)
+    protect(images, args.output, key, settings, args.workers, num_classes=num_classes)
     classes = len({image.label for image in images})
     print(f'{args.output}: {len(images)} images of {classes} classes, listed in {MANIFEST}')
 

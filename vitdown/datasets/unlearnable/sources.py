@@ -14,7 +14,14 @@ from ..base import UNKNOWN, ReIDDataset
 from ..files import IMAGE_SUFFIXES
 from ..synthetic_reid import SyntheticReID
 from ..transforms.decoding import decode_image, read_bytes, to_bgr_uint8
-from .protect import ProtectionError, SourceImage, all_files
+from .protect import all_files
+from .settings import ProtectionError, SourceImage
+
+# Options of datasets that change no image
+_FIXED_OPTIONS = (
+    'metainfo', 'data_prefix', 'filter_cfg', 'serialize_data', 'test_mode', 'lazy_init',
+    'max_refetch',
+)  # fmt: skip
 
 
 def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], list[str]]:
@@ -44,7 +51,11 @@ def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], l
         others += [path.relative_to(source).as_posix() for path in files if not _is_image(path)]
         images += [
             SourceImage(
-                path.relative_to(source).as_posix(), label, folder.name, _file_reader(str(path))
+                path.relative_to(source).as_posix(),
+                label,
+                folder.name,
+                _file_reader(str(path)),
+                path=str(path),
             )
             for path in found
         ]
@@ -58,7 +69,7 @@ def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], l
 
 def dataset_images(
     dataset_type: str, source: str | os.PathLike, options: Mapping[str, Any] | None = None
-) -> list[SourceImage]:
+) -> tuple[list[SourceImage], int]:
     """Training images of a dataset for re-ID or classification; nothing is written.
 
     In re-ID, identities are the classes, in sorted order. Images of a classification set that have
@@ -68,6 +79,9 @@ def dataset_images(
         dataset_type: A type of vitdown's datasets, e.g. ``'Market1501'`` or ``'PackedCIFAR'``.
         source: Its ``data_root``.
         options: Further arguments of it, e.g. ``ann_file``.
+
+    Returns:
+        The images, and the number of classes of the whole dataset.
 
     Raises:
         ProtectionError: There is no such type, it is one of detection or segmentation, or an option
@@ -87,13 +101,46 @@ def dataset_images(
     if issubclass(kind, SyntheticReID):
         fixed['draw'] = False
     options = options or {}
-    if taken := sorted(fixed.keys() & options.keys()):
+    if taken := sorted({*fixed, *_FIXED_OPTIONS} & options.keys()):
         raise ProtectionError(
             f'The dataset option(s) {", ".join(taken)} cannot be chosen: the training images of '
             'the source that is named are protected, as they are stored. Leave them out.'
         )
     dataset = DATASETS.build({**options, **fixed})
-    return _reid_images(dataset) if is_reid else _classification_images(dataset)
+    if is_reid:
+        return _reid_images(dataset), dataset.metainfo['num_identities']
+    return _classification_images(dataset), len(dataset.metainfo['classes'])
+
+
+def check_apart(
+    images: Sequence[SourceImage], source: str | os.PathLike, output: str | os.PathLike
+) -> None:
+    """Refuse an output within a folder of originals, or around one, also by way of links.
+
+    Raises:
+        ProtectionError: It lies there.
+    """
+    root, place = Path(os.path.abspath(source)), Path(output).resolve()
+    folders = {Path(os.path.abspath(image.path)).parent for image in images if image.path}
+    folders |= {parent for folder in folders if folder.is_relative_to(root)
+                for parent in folder.parents if parent.is_relative_to(root)}  # fmt: skip
+    for folder in sorted(folders):
+        real = folder.resolve()
+        if place.is_relative_to(real) or real.is_relative_to(place):
+            raise ProtectionError(
+                f'{output} and {real}, which has originals, lie in one another; name an output '
+                'folder elsewhere, so that the originals stay as they are.'
+            )
+
+
+def images_elsewhere(images: Sequence[SourceImage], source: str | os.PathLike) -> list[str]:
+    """Names of the images whose files lie outside of the source: their whole paths."""
+    root = os.path.abspath(source)
+    return [
+        image.name
+        for image in images
+        if image.path and not Path(os.path.abspath(image.path)).is_relative_to(root)
+    ]
 
 
 def _classification_images(dataset: BaseDataset) -> list[SourceImage]:
@@ -103,7 +150,11 @@ def _classification_images(dataset: BaseDataset) -> list[SourceImage]:
         path = dataset.get_data_info(index).get('img_path') or f'{name}/{index:06d}'
         images.append(
             SourceImage(
-                _name(path, dataset.data_root), label, name, _sample_reader(dataset, index, path)
+                _name(path, dataset.data_root),
+                label,
+                name,
+                _sample_reader(dataset, index, path),
+                path=_file(path),
             )
         )
     return images
@@ -124,6 +175,7 @@ def _reid_images(dataset: ReIDDataset) -> list[SourceImage]:
                 _sample_reader(dataset, index, sample['img_path']),
                 _original(sample['camera_id'], names['camera']),
                 _original(sample['view_id'], names['view']),
+                _file(sample['img_path']),
             )
         )
     return images
@@ -147,6 +199,11 @@ def _name(path: str, root: str) -> str:
     except ValueError:
         parts = [part for part in Path(path).parts if part not in ('..', Path(path).anchor)]
         return Path(*parts).as_posix()
+
+
+def _file(path: str) -> str | None:
+    """The path, unless it is but the name of an image within a larger file."""
+    return path if os.path.isfile(path) else None
 
 
 def _file_reader(path: str) -> Callable[[], np.ndarray]:
