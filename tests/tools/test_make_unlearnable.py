@@ -368,12 +368,15 @@ def test_an_interrupted_call_stops(tmp_path, monkeypatch):
 
     def read(index: int) -> np.ndarray:
         begun.append(index)
-        if index == 0:
-            raise KeyboardInterrupt
-        assert stopped.wait(timeout=60)
+        assert index == 0 or stopped.wait(timeout=60)
         return np.full((4, 4, 3), 7, np.uint8)
 
+    def interrupted_bar(results, *args, **kwargs):
+        yield next(results)
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(protect_module, 'ThreadPoolExecutor', Pool)
+    monkeypatch.setattr(protect_module, 'tqdm', interrupted_bar)
     with pytest.raises(KeyboardInterrupt):
         protect(grey_images(9, read), tmp_path / 'out', Key(SECRET), Settings(), progress=False)
     assert len(begun) <= 2
