@@ -232,6 +232,11 @@ def test_schedules():
     assert ToMe(16, 12).schedule(197)[-2:] == [21, 11]
     assert ToMe((8, -1.0), 3).r_per_layer == [16, 8, 0]
     assert ToMe([6, 0], 4).r_per_layer == [6, 0, 0, 0]
+    # Another r for a pass leaves blocks alone that are off.
+    assert ToMe([6, 0, 9], 3).schedule(80, r=4) == [76, 76, 72]
+    assert ToMe((8, -1.0), 3).schedule(80, r=4) == [76, 72, 72]
+    assert ToMe([16], 4).schedule(197, r=7) == [190] * 4
+    assert ToMe(0, 2).schedule(40, r=4) == [36, 32]
     policy = MCTF(2, r=6, r_eval=2)
     assert policy.train().schedule(40) == [40, 34]
     assert policy.eval().schedule(40) == [40, 38]
@@ -249,6 +254,10 @@ def test_schedules():
         (lambda: MCTF(12, r='16'), "got '16'"),
         (lambda: MCTF(12, r=math.inf), 'r must be a number of tokens .* got inf'),
         (lambda: MCTF(12, r_eval=-2), 'r_eval must be'),
+        (lambda: MCTF(12, bidirectional='false'), "bidirectional must be True or .* got 'false'"),
+        (lambda: MCTF(12, explicit_map=1), 'explicit_map must be True or False, got 1'),
+        (lambda: MCTF(12, prop_attn='no'), "prop_attn must be True or False, got 'no'"),
+        (lambda: ToMe(4, 12, prop_attn='no'), "prop_attn must be True or False, got 'no'"),
         (lambda: MCTF(12, layers=3), r'layers must be a list .* e.g. \[3, 6, 9\], got 3'),
         (lambda: MCTF(12, layers='3'), "layers must be a list .* got '3'"),
         (lambda: MCTF(12, layers=[3, 6.0]), r'layers must be a list .* got \[3, 6.0\]'),
@@ -264,6 +273,7 @@ def test_schedules():
         (lambda: ToMe((8, 'up'), 12), r"\(r, inflect\) with a number inflect .* got \(8, 'up'\)"),
         (lambda: ToMe([8, 1.0], 12), r'\(r, inflect\) is a tuple: r=\(8, 1.0\)'),
         (lambda: ToMe([8, 4, -1], 12), r'r\[2\] must be a number of tokens .* got -1'),
+        (lambda: ToMe((0.3, 0.0), 12), r'takes a number of tokens, not the fraction 0.3'),
         (lambda: ToMe('16', 12), "r must be a number of tokens .* got '16'"),
         (lambda: ToMe(-4, 12), 'r must be a number of tokens'),
         (lambda: match_bipartite(torch.rand(1, 4, 4), 5), 'at most half can go, not r=5'),

@@ -16,8 +16,12 @@ from mmpretrain.structures import DataSample
 from vitdown.converters import convert_state_dict, export_state_dict
 from vitdown.engine.complexity import get_flops
 from vitdown.models.backbones import (
+    CaiT,
     DistilledVisionTransformer,
     LVViT,
+    PyramidVisionTransformer,
+    STViTSwin,
+    SwinTransformer,
     T2TViT,
     VisionTransformer,
 )
@@ -521,11 +525,22 @@ def test_weights_go_to_official_names_and_back(source, build_model):
         (dict(token_fusion=dict(type='MCTP')), KeyError, 'MCTP is not in the'),
         (dict(token_fusion=dict(type='MCTF', rate=3)), TypeError, "unexpected keyword .* 'rate'"),
         (dict(token_fusion=dict(type='MCTF', layers=[4])), ValueError, 'the backbone has 4'),
+        (
+            dict(token_fusion=dict(type='MCTF', num_layers=4)),
+            ValueError,
+            'gets num_layers from the backbone; leave it out',
+        ),
     ],
 )
 def test_mistakes_in_a_config_are_named(config, error, message):
     with pytest.raises(error, match=message):
         build(None, **config)
+
+
+@pytest.mark.parametrize('cls', [CaiT, PyramidVisionTransformer, STViTSwin, SwinTransformer])
+def test_backbones_without_token_fusion_say_so(cls):
+    with pytest.raises(ValueError, match=f'{cls.__name__} .* and takes no token_fusion; Vision'):
+        cls(token_fusion=dict(type='ToMe', r=2))
 
 
 def test_other_stems_refuse_patch_options():

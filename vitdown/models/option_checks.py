@@ -28,3 +28,32 @@ def check_integers(
     what = f'{" or ".join(map(str, sizes))} integer(s) in a sequence' if sizes else 'an integer'
     limits = f'of at least {low}' if high is None else f'from {low} to {high}'
     raise ValueError(f'{name} must be {what} {limits}, got {value!r}')
+
+
+def check_flags(**flags: object) -> None:
+    """Check options that are switches.
+
+    Raises:
+        ValueError: If one is no bool.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f'{name} must be True or False, got {value!r}')
+
+
+def refuse_token_fusion(backbone: object, token_fusion: object, reason: str) -> None:
+    """Say why a backbone takes no token fusion.
+
+    Args:
+        backbone (object): The backbone, for its class's name.
+        token_fusion (object): What the user gave; None and empty ones pass.
+        reason (str): Why not.
+
+    Raises:
+        ValueError: If token fusion is asked for.
+    """
+    if token_fusion:
+        raise ValueError(
+            f'{type(backbone).__name__} {reason} and takes no token_fusion; VisionTransformer, '
+            'DeiT3, T2TViT and LVViT do'
+        )

@@ -12,6 +12,7 @@ from vitdown.registry import MODELS
 
 from ..layers import infer_grid, resize_pos_embed
 from ..layers.talking_heads import ClassAttentionLayer, TalkingHeadsLayer
+from ..option_checks import refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 
@@ -45,6 +46,7 @@ class CaiT(BaseModule):
         layer_scale_init_value (float): Initial layer scale. Defaults to 1e-5.
         interpolate_mode (str): How position embeddings are resized. Defaults to ``'bicubic'``.
         norm_cfg (dict): Norm. Defaults to LayerNorm with eps 1e-6.
+        token_fusion (None): Refused.
         init_cfg (dict, optional): See :class:`VisionTransformer`.
     """
 
@@ -69,8 +71,10 @@ class CaiT(BaseModule):
         layer_scale_init_value: float = 1e-5,
         interpolate_mode: str = 'bicubic',
         norm_cfg: dict = dict(type='LN', eps=1e-6),
+        token_fusion: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
+        refuse_token_fusion(self, token_fusion, 'mixes the attention of its heads')
         super().__init__(init_cfg)
         if isinstance(arch, str):
             if arch not in self.arch_zoo:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import infer_grid, resize_pos_embed
+from ..option_checks import refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 
@@ -200,6 +201,7 @@ class PyramidVisionTransformer(BaseModule):
         drop_rate (float): Dropout rate after the positions and in the MLPs. Defaults to 0.
         drop_path_rate (float): Stochastic depth, growing linearly over all blocks. Defaults to 0.
         norm_cfg (dict): Norm in the blocks and at the end. Defaults to LayerNorm with eps 1e-6.
+        token_fusion (None): Refused.
         init_cfg (dict, optional): See :class:`VisionTransformer`.
     """
 
@@ -231,8 +233,10 @@ class PyramidVisionTransformer(BaseModule):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_cfg: dict = dict(type='LN', eps=1e-6),
+        token_fusion: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
+        refuse_token_fusion(self, token_fusion, 'works on grids of tokens')
         super().__init__(init_cfg)
         if isinstance(arch, str):
             if arch not in self.arch_zoo:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import CrossEncoderLayer, RegionPooling, TransformerEncoderLayer
-from ..option_checks import check_integers
+from ..option_checks import check_integers, refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .vision_transformer import VisionTransformer
@@ -70,8 +70,7 @@ class STViTDeiT(VisionTransformer):
         norm_cfg: dict = dict(type='LN', eps=1e-6),
         **kwargs: Any,
     ) -> None:
-        if token_fusion:
-            raise ValueError('STViTDeiT pools tokens by their place and takes no token_fusion')
+        refuse_token_fusion(self, token_fusion, 'pools tokens by their place')
         if out_type == 'cls_token':
             raise ValueError("STViTDeiT has no class token; use out_type='avg_featmap'")
         check_integers('semantic_grid', semantic_grid, low=1, sizes=(2,))

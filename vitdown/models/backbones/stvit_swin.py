@@ -10,7 +10,7 @@ from torch import nn
 from vitdown.registry import MODELS
 
 from ..layers import FusedWindowMSA
-from ..option_checks import check_integers
+from ..option_checks import check_integers, refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .stvit_stages import CompressedStage, ConvStem, DumbbellStage
@@ -66,6 +66,7 @@ class STViTSwin(SwinTransformer):
         with_cp (bool): Recompute layers in the backward pass to save memory. Defaults to False.
         stem_norm_cfg (dict): Norm of the stem. Defaults to ``dict(type='BN')``.
         norm_cfg (dict): Norm of the outputs. Defaults to ``dict(type='LN')``.
+        token_fusion (None): Refused.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=..., source=...)`` loads
             weights, see :func:`load_pretrained`; output norms may be missing. None initialises as
             the paper.
@@ -106,8 +107,10 @@ class STViTSwin(SwinTransformer):
         with_cp: bool = False,
         stem_norm_cfg: dict = dict(type='BN'),
         norm_cfg: dict = dict(type='LN'),
+        token_fusion: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
+        refuse_token_fusion(self, token_fusion, 'attends in windows')
         if isinstance(arch, str) and arch.lower() not in self.arch_zoo:
             raise ValueError(
                 f'Unknown arch {arch!r}; choose from {sorted(self.arch_zoo)} or give a dict'

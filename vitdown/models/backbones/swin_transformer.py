@@ -5,6 +5,7 @@ from mmpretrain.models.backbones import SwinTransformer as MMPretrainSwinTransfo
 
 from vitdown.registry import MODELS
 
+from ..option_checks import refuse_token_fusion
 from ..quantization import quantizable
 
 
@@ -16,9 +17,17 @@ class SwinTransformer(MMPretrainSwinTransformer):
     Args:
         img_size (int | tuple[int, int]): Usual input size ``(H, W)``.
         quant_cfg (dict, optional): See :func:`vitdown.models.quantization.convert`.
+        token_fusion (None): Refused.
         **kwargs: Other arguments of mmpretrain's class.
     """
 
-    def __init__(self, *args: Any, img_size: int | tuple[int, int] = 224, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        img_size: int | tuple[int, int] = 224,
+        token_fusion: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        refuse_token_fusion(self, token_fusion, 'attends in windows')
         super().__init__(*args, img_size=img_size, **kwargs)
         self.img_size = to_2tuple(img_size)

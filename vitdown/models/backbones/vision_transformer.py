@@ -212,14 +212,13 @@ class VisionTransformer(MMPretrainVisionTransformer):
                 f'token_fusion takes the config of one policy, MCTF or ToMe, not {token_fusion!r}'
             )
         if token_fusion:
-            self.token_fusion = MODELS.build(
-                dict(
-                    _scope_='vitdown',  # also inside of another package's model
-                    num_layers=self.num_layers,
-                    num_protected=self.num_extra_tokens,
-                    **token_fusion,
+            own = dict(num_layers=self.num_layers, num_protected=self.num_extra_tokens)
+            if given := sorted(own.keys() & token_fusion.keys()):
+                raise ValueError(
+                    f'token_fusion gets {" and ".join(given)} from the backbone; leave it out'
                 )
-            )
+            # With a scope, also inside of another package's model.
+            self.token_fusion = MODELS.build(dict(_scope_='vitdown', **own, **token_fusion))
         self._fusion_r: int | float | None = None
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages

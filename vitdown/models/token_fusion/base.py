@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from ..option_checks import check_flags
 from .state import FusionState
 from .streams import Streams
 
@@ -27,6 +28,7 @@ class TokenFusion(nn.Module):
 
     def __init__(self, num_layers: int, num_protected: int = 1, prop_attn: bool = True) -> None:
         super().__init__()
+        check_flags(prop_attn=prop_attn)
         self.num_layers = num_layers
         self.num_protected = num_protected
         self.prop_attn = prop_attn

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..option_checks import check_flags
 from .assignment import Assignment, attend_fused, fuse_attention, fuse_tokens
 from .base import TokenFusion, Weights, check_not_negative, check_r, resolve_count
 from .matching import match_bipartite, multi_criteria_scores
@@ -75,6 +76,7 @@ class MCTF(TokenFusion):
         num_protected: int = 1,
     ) -> None:
         super().__init__(num_layers, num_protected, prop_attn)
+        check_flags(bidirectional=bidirectional, explicit_map=explicit_map)
         check_r(r)
         if r_eval is not None:
             check_r(r_eval, 'r_eval')

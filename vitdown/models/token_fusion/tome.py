@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
-from .assignment import fuse_tokens
+from .assignment import Assignment, fuse_tokens
 from .base import TokenFusion, Weights, check_r, resolve_count
 from .matching import cosine_scores, match_bipartite
 from .state import FusionState
@@ -23,7 +23,8 @@ class ToMe(TokenFusion):
         r (int | Sequence[int] | tuple[int, float]): Tokens to remove in each block; one number a
             block, where missing ones at the end are 0 (a list); or ``(r, inflect)`` for a number
             that changes linearly over the blocks with mean ``r``, from ``2r`` to 0 with
-            ``inflect=-1`` and the other way round with ``inflect=1``.
+            ``inflect=-1`` and the other way round with ``inflect=1``. A block whose number is 0 in
+            one of the last two stays off when another ``r`` is set for a pass.
         prop_attn (bool): Whether tokens attract attention in proportion to their size. Defaults
             to True; False suits MAE weights that were not trained with merging.
         num_layers (int): Given by the backbone.
@@ -44,11 +45,15 @@ class ToMe(TokenFusion):
         super().__init__(num_layers, num_protected, prop_attn)
         self.r = r
         self.r_per_layer = parse_r(num_layers, r)
+        every = isinstance(r, Real)
+        self.layers = frozenset(i for i, own in enumerate(self.r_per_layer) if own or every)
 
     def extra_repr(self) -> str:
         return f'r={self.r}, prop_attn={self.prop_attn}'
 
     def resolve_r(self, num_tokens: int, layer: int, r: int | float | None = None) -> int:
+        if layer not in self.layers:
+            return 0
         r = self.r_per_layer[layer] if r is None else r
         return resolve_count(num_tokens, r, self.num_protected)
 
@@ -68,14 +73,16 @@ class ToMe(TokenFusion):
         x = x + block.attn.project_out(out)
         attention = self.report(block.attn, need_weights, query, key, weights, state, streams)
 
-        scores = cosine_scores(key.mean(dim=1), self.num_protected)
-        # Without a protected token the official code leaves the even tokens sorted by score.
-        assignment = match_bipartite(
-            scores, r, self.num_protected, sort_kept=self.num_protected > 0
-        )
+        assignment = self.match(key, r)
         sizes = state.sizes(x)
         x = fuse_tokens(x, assignment, assignment.shares(sizes))
         return block.ffn(block.ln2(x), identity=x), state.fused(assignment, sizes), attention
+
+    def match(self, key: Tensor, r: int) -> Assignment:
+        """Choose ``r`` tokens to be merged, by their keys ``(B, H, N, d)``."""
+        scores = cosine_scores(key.mean(dim=1), self.num_protected)
+        # Without a protected token the official code leaves the even tokens sorted by score.
+        return match_bipartite(scores, r, self.num_protected, sort_kept=self.num_protected > 0)
 
 
 def parse_r(num_layers: int, r: int | Sequence[int] | tuple[int, float]) -> list[int]:
@@ -92,6 +99,11 @@ def parse_r(num_layers: int, r: int | Sequence[int] | tuple[int, float]) -> list
             )
         r, inflect = r
         check_r(r)
+        if 0 < r < 1:
+            raise ValueError(
+                f'(r, inflect) takes a number of tokens, not the fraction {r}; for fractions give '
+                'r alone or a list'
+            )
         low = int(r * (1 - inflect))
         step = (2 * r - 2 * low) / max(1, num_layers - 1)
         return [int(low + step * layer) for layer in range(num_layers)]
