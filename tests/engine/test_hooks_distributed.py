@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vitdown.engine.hooks import NKDHook, SMMixHook, USKDHook
+from vitdown.engine.hooks import NKDHook, SMMixHook, TokenConsistencyHook, USKDHook
 
-from .classification import build, classifier, cnn, train, watch
+from .classification import build, classifier, cnn, train, vit_backbone, watch
 
 WRAPPER = dict(
     type='MMDistributedDataParallel',
@@ -25,18 +25,26 @@ def make_hooks(names: list[str]) -> list:
         'nkd': lambda: NKDHook(build(cnn(6), seed=1)),
         'uskd': lambda: USKDHook(alpha=0.0, beta=0.0, mu=1.0),
         'smmix': SMMixHook,
+        'consistency': lambda: TokenConsistencyHook(r_max=5),
     }
     return [make[name]() for name in names]
 
 
 def run(names: list[str], folder: str, batch_size: int, epochs: int, **kwargs) -> dict:
-    model = build(classifier())
+    fusion = dict(type='MCTF', r=6, min_tokens=2) if 'consistency' in names else None
+    model = build(classifier(vit_backbone(token_fusion=fusion)))
     steps = watch(model)
     hooks = make_hooks(names)
-    kept = {}
+    kept, drawn = {}, []
+    override = model.backbone.override_fusion
 
+    def note(r):
+        drawn.append(r)
+        return override(r)
+
+    model.backbone.override_fusion = note
     for hook in hooks:
-        if isinstance(hook, NKDHook):
+        if isinstance(hook, (NKDHook, TokenConsistencyHook)):
             continue
         after = hook.after_train
 
@@ -47,7 +55,8 @@ def run(names: list[str], folder: str, batch_size: int, epochs: int, **kwargs) -
         hook.after_train = keep
     train(model, folder, hooks, epochs=epochs, batch_size=batch_size, **kwargs)
     weights = {**model.state_dict(), **kept}
-    return dict(weights={k: v.clone() for k, v in weights.items()}, steps=steps)
+    weights = {k: v.clone() for k, v in weights.items()}
+    return dict(weights=weights, steps=steps, drawn=drawn)
 
 
 def run_rank(rank: int, port: int, folder, names: list[str], options: dict) -> None:
@@ -105,3 +114,10 @@ def test_processes_mix_alike_and_stay_equal(tmp_path):
     assert {key.split('.')[0] for key in first['weights']} >= {'smmix_token_head', 'loss_uskd'}
     for key, value in first['weights'].items():
         assert torch.equal(second['weights'][key], value), key
+
+
+def test_processes_draw_the_same_teacher(tmp_path):
+    first, second = run_two(tmp_path, ['consistency'], batch_size=1, epochs=1)
+    assert first['drawn'] == second['drawn']
+    assert len(first['drawn']) == 6
+    assert len(set(first['drawn'])) > 1

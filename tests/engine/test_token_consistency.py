@@ -65,7 +65,7 @@ def batch():
 
 
 def start(model, iteration=0, **kwargs):
-    hook = TokenConsistencyHook(**kwargs)
+    hook = TokenConsistencyHook(**{'r_max': 4, **kwargs})
     runner = SimpleNamespace(model=model, seed=5, iter=iteration)
     hook.before_train(runner)
     hook.before_train_iter(runner, 0)
@@ -131,9 +131,43 @@ def test_evaluation_is_left_alone():
     model = build('bnneck').eval()
     images, samples, _ = batch()
     expected = model(images, mode='tensor')
+    losses = set(model(images, samples, mode='loss'))
     start(model)
     assert torch.equal(model(images, mode='tensor'), expected)
     assert isinstance(model(images, samples, mode='predict'), list)
+    assert set(model(images, samples, mode='loss')) == losses
+
+
+def test_what_is_logged_besides_losses_is_the_students():
+    model = build().train()
+    model.head.cal_acc = True
+    images, samples, _ = batch()
+    start(model)
+    losses = model(images, samples, mode='loss')
+    assert losses.keys() == {'loss', 'accuracy_top-1', 'teacher_loss', 'loss_consistency'}
+
+
+@pytest.mark.parametrize('when', ['before', 'within'])
+def test_other_passes_of_the_backbone_do_not_count(when):
+    """As other hooks make, before an iteration and after the student's within it."""
+    images, samples, _ = batch()
+    model = build().train()
+    start(model, iteration=3, conf_thr=0.0)
+    expected = model(images, samples, mode='loss')
+    hook, runner = start(model := build().train(), iteration=3, conf_thr=0.0)
+    if when == 'before':
+        model.head((model.backbone(-images)[-1],))
+        hook.before_train_iter(runner, 0)
+    else:
+        compute = model.loss
+
+        def loss(inputs, data_samples):
+            losses = compute(inputs, data_samples)
+            model.head((model.backbone(-inputs)[-1],))
+            return losses
+
+        model.loss = loss
+    torch.testing.assert_close(model(images, samples, mode='loss'), expected, rtol=0, atol=0)
 
 
 def test_no_consistency_without_a_confident_image():
@@ -144,6 +178,8 @@ def test_no_consistency_without_a_confident_image():
     value.backward()
     assert value == 0
     assert student.grad.abs().sum() == 0
+    # The threshold itself is not above it.
+    assert TokenConsistencyLoss(conf_thr=0.25)(student, teacher, torch.zeros(3, 4), labels) == 0
     value = TokenConsistencyLoss(conf_thr=None)(student, teacher)
     value.backward()
     assert value > 0
@@ -184,6 +220,28 @@ def test_drawn_numbers():
     [
         (lambda: build(final_norm=False), {}, 'class token and final norm'),
         (lambda: build('bnneck', token_fusion=None), {}, 'needs token fusion, e.g. model.backbone'),
+        (
+            lambda: build(token_fusion=dict(type='MCTF', r=4)),
+            dict(r_max=8),
+            r'r_max=8 lets the teacher leave \[17, 10, 10\] .* fewer than .* \[17, 13, 10\]; lower',
+        ),
+        (
+            lambda: build(token_fusion=dict(type='ToMe', r=[1, 0, 3])),
+            dict(r_max=4),
+            r'leave \[14, 14, 11\] .* fewer than the student.s \[16, 16, 13\]; lower r_max',
+        ),
+        (
+            lambda: build(token_fusion=dict(type='MCTF', r=0.2)),
+            dict(r_max=0.4),
+            'r_max=0.4 lets the teacher',
+        ),
+        (
+            lambda: build(token_fusion=dict(type='MCTF', layers=[])),
+            {},
+            'fuses none of the 17 tokens; set token_fusion.s r and layers',
+        ),
+        (lambda: torch.nn.Linear(2, 2), {}, 'with a backbone of its own; Linear has none'),
+        (None, dict(r_max=0.005), 'r_max below 1 counts in steps of 0.01, got 0.005'),
         (None, dict(r_max=2.5), 'r_max must be a number of tokens'),
         (None, dict(conf_thr=1.2), 'conf_thr must be in'),
         (None, dict(conf_thr='x'), "conf_thr must be in .* got 'x'"),
@@ -199,6 +257,6 @@ def test_mistakes_are_named(model, options, message):
 def test_confidence_needs_a_classifier():
     model = build('bnneck')
     model.head.bnneck.classifier = None
-    with pytest.raises(ValueError, match='no head with a linear classifier'):
+    with pytest.raises(ValueError, match='no head with a linear classifier.* set conf_thr=None'):
         start(model)
     start(model, conf_thr=None)

@@ -1,4 +1,5 @@
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,8 +33,8 @@ class TokenConsistencyHook(Hook):
 
     Args:
         r_max (int | float): The teacher fuses 0, 1 ... ``r_max - 1`` tokens in each active layer,
-            or below 1 a fraction of 0, 0.01 ... ``r_max - 0.01``. 0 for none at all. Defaults
-            to 8.
+            or below 1 a fraction of 0, 0.01 ... ``r_max - 0.01``. 0 for none at all. Never more
+            than the student. Defaults to 8.
         loss_weight (float): Weight of the consistency. Defaults to 3.
         teacher_loss_weight (float): Weight of the teacher's own losses. Defaults to 1.
         conf_thr (float, optional): See :class:`TokenConsistencyLoss`. Defaults to 0.4.
@@ -47,6 +48,8 @@ class TokenConsistencyHook(Hook):
         conf_thr: float | None = 0.4,
     ) -> None:
         check_r(r_max, 'r_max')
+        if 0 < r_max < 0.01:
+            raise ValueError(f'r_max below 1 counts in steps of 0.01, got {r_max}; 0 is for none')
         check_not_negative(teacher_loss_weight, 'teacher_loss_weight')
         self.r_max = r_max
         self.teacher_loss_weight = teacher_loss_weight
@@ -59,10 +62,16 @@ class TokenConsistencyHook(Hook):
         """Watch the model's forward passes.
 
         Raises:
-            ValueError: If the model has no token fusion, class token, final norm or classifier.
+            ValueError: If the model has no token fusion, class token, final norm or classifier, or
+                if the teacher may fuse more than the student.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        backbone = model.backbone
+        backbone = getattr(model, 'backbone', None)
+        if backbone is None:
+            raise ValueError(
+                'TokenConsistencyHook trains a classifier or ReIdentifier itself, with a backbone '
+                f'of its own; {type(model).__name__} has none'
+            )
         if getattr(backbone, 'token_fusion', None) is None:
             raise ValueError(
                 'TokenConsistencyHook needs token fusion, e.g. '
@@ -72,6 +81,7 @@ class TokenConsistencyHook(Hook):
             raise ValueError(
                 'TokenConsistencyHook needs a backbone with class token and final norm'
             )
+        check_teacher_fuses_less(backbone, self.r_max)
         seed = [runner.seed]
         broadcast_object_list(seed)
         self._seed = seed[0]
@@ -80,7 +90,7 @@ class TokenConsistencyHook(Hook):
             backbone.ln1.register_forward_hook(self._capture('tokens')),
         ]
         if self.consistency.conf_thr is not None:
-            classifier = find_module(model, find_classifier(model))
+            classifier = _linear_classifier(model)
             self._handles.append(classifier.register_forward_hook(self._capture('logits')))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
@@ -127,11 +137,49 @@ class TokenConsistencyHook(Hook):
         return {**losses, **weighted, 'loss_consistency': consistency}
 
 
+def check_teacher_fuses_less(backbone: nn.Module, r_max: int | float) -> None:
+    """Check that no number drawn for the teacher leaves fewer tokens than the backbone's own.
+
+    Raises:
+        ValueError: If one does after some layer, or if the backbone fuses nothing.
+    """
+    policy = backbone.token_fusion
+    num_tokens = math.prod(backbone.patch_resolution) + backbone.num_extra_tokens
+    student = policy.schedule(num_tokens)
+    if student[-1] == num_tokens:
+        raise ValueError(
+            f'TokenConsistencyHook compares passes that fuse, but {policy} fuses none of the '
+            f"{num_tokens} tokens; set token_fusion's r and layers, or leave the hook out"
+        )
+    teacher = policy.schedule(num_tokens, teacher_choices(r_max)[-1])
+    if any(t < s for t, s in zip(teacher, student, strict=True)):
+        raise ValueError(
+            f'r_max={r_max} lets the teacher leave {teacher} tokens after the layers, fewer than '
+            f"the student's {student}; lower r_max below the r of {policy}"
+        )
+
+
+def _linear_classifier(model: nn.Module) -> nn.Module:
+    try:
+        return find_module(model, find_classifier(model))
+    except ValueError as error:
+        raise ValueError(
+            f'{type(model).__name__} has no head with a linear classifier, which conf_thr needs; '
+            'set conf_thr=None, with which every image counts'
+        ) from error
+
+
+def teacher_choices(r_max: int | float) -> list[int | float]:
+    """What the teacher may fuse, ascending; see ``r_max`` of :class:`TokenConsistencyHook`."""
+    if r_max >= 1:
+        return list(range(int(r_max)))
+    return [i / 100 for i in range(max(1, int(100 * r_max)))]
+
+
 def draw_r(r_max: int | float, seed: int, iteration: int) -> int | float:
-    """Number of tokens for the teacher, a function of seed and iteration; see ``r_max`` above."""
-    choices = int(r_max if r_max >= 1 else 100 * r_max)
-    drawn = int(np.random.default_rng([seed, iteration]).integers(max(1, choices)))
-    return drawn if r_max >= 1 else drawn / 100
+    """One of the teacher's choices, a function of seed and iteration."""
+    choices = teacher_choices(r_max)
+    return choices[np.random.default_rng([seed, iteration]).integers(len(choices))]
 
 
 @contextmanager
