@@ -33,6 +33,28 @@ def test_trace_follows_the_sources(cls):
         trace_fusion(VisionTransformer(ARCH, 32, 8), images)
 
 
+@pytest.mark.parametrize(
+    ('cls', 'options', 'fusing'),
+    [
+        (DistilledVisionTransformer, dict(token_fusion=dict(type='ToMe', r=[1, 0, 1])), 2),
+        (
+            VisionTransformer,
+            dict(
+                token_fusion=dict(type='MCTF', r=1, min_tokens=2),
+                with_cls_token=False,
+                out_type='avg_featmap',
+            ),
+            2,
+        ),
+    ],
+)
+def test_layers_that_fuse_are_drawn_whatever_stands_before_the_patches(cls, options, fusing):
+    backbone = cls(ARCH, (32, 16), 8, **options).eval()
+    (trace,) = trace_fusion(backbone, torch.randn(1, 3, 32, 16))
+    picture = draw_fusion(np.zeros((32, 16, 3), np.uint8), trace, scale=1)
+    assert picture.width == (1 + fusing) * (16 + 6) + 6
+
+
 def test_groups_have_their_mean_colour_and_a_border():
     image = np.zeros((4, 8, 3), np.uint8)
     image[:, :4], image[:, 4:] = 40, 80
@@ -48,7 +70,7 @@ def test_groups_have_their_mean_colour_and_a_border():
 def test_layers_are_captioned_side_by_side():
     image = np.full((16, 8, 3), 200, np.uint8)
     groups = np.stack([np.arange(8).reshape(4, 2), np.zeros((4, 2), int)])
-    trace = FusionTrace(groups, (9, 2))
+    trace = FusionTrace(groups, (9, 2), 9)
     fused_only = draw_fusion(image, trace, scale=2)
     assert fused_only.width == 2 * (16 + 6) + 6
     both = draw_fusion(image, trace, layers=[0, 1], scale=2)
@@ -82,3 +104,14 @@ def test_tool_draws_pictures(config, market_root, tmp_path):
     assert len(pictures) == 2
     # image and two layers, twice as large
     assert Image.open(pictures[0]).size == (3 * (32 + 6) + 6, 64 + 16 + 12)
+
+    cfg = load_config(str(config))
+    model = MODELS.build(cfg.model).eval()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    for path, picture in zip(sorted((market_root / 'query').glob('*.jpg')), pictures):
+        shown = np.asarray(Image.open(path))
+        inputs = torch.from_numpy(shown.copy()).permute(2, 0, 1).flip(0)
+        data = model.data_preprocessor(dict(inputs=[inputs]), training=False)
+        (trace,) = trace_fusion(model.backbone, data['inputs'], camera_ids=[0], view_ids=[0])
+        expected = np.asarray(draw_fusion(shown, trace))
+        assert np.array_equal(np.asarray(Image.open(picture)), expected), path

@@ -66,7 +66,7 @@ def main() -> None:
         (image,) = batch['inputs']
         data = model.data_preprocessor(batch, training=False)
         side = {}
-        if model.backbone.sie is not None:
+        if getattr(model.backbone, 'sie', None) is not None:
             side = dict(camera_ids=[args.camera], view_ids=[0])
         (trace,) = trace_fusion(model.backbone, data['inputs'], **side)
         pixels = image.flip(0).permute(1, 2, 0).to(torch.uint8).numpy()

@@ -23,10 +23,12 @@ class FusionTrace:
     Attributes:
         groups (np.ndarray): ``(L, h, w)``, after each layer the token that each patch is part of.
         num_tokens (tuple[int, ...]): Number of tokens after each layer, class token included.
+        num_inputs (int): Number of tokens that entered the first layer.
     """
 
     groups: np.ndarray
     num_tokens: tuple[int, ...]
+    num_inputs: int
 
 
 @torch.no_grad()
@@ -63,7 +65,8 @@ def trace_fusion(
     ]
     groups = torch.stack(sources, dim=1).unflatten(2, (height, width)).cpu().numpy()
     counts = tuple(tokens.shape[1] for tokens, _ in outs)
-    return [FusionTrace(image_groups, counts) for image_groups in groups]
+    num_inputs = height * width + backbone.num_extra_tokens
+    return [FusionTrace(image_groups, counts, num_inputs) for image_groups in groups]
 
 
 def draw_groups(image: np.ndarray, groups: np.ndarray, scale: int = 2) -> Image.Image:
@@ -109,8 +112,8 @@ def draw_fusion(
     """
     num_layers = len(trace.num_tokens)
     if layers is None:
-        first = (trace.groups[0].size + 1, *trace.num_tokens)
-        layers = [i for i in range(num_layers) if trace.num_tokens[i] < first[i]]
+        before = (trace.num_inputs, *trace.num_tokens)
+        layers = [i for i in range(num_layers) if trace.num_tokens[i] < before[i]]
     layers = list(layers)
     if unknown := [layer for layer in layers if not 0 <= layer < num_layers]:
         raise ValueError(f'The model has the layers 0 to {num_layers - 1}, not {unknown}')
