@@ -1,7 +1,9 @@
 """The recipes of SMMix, NKD and USKD: costs, what their bases train with, where teachers are."""
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -10,6 +12,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -95,6 +98,43 @@ def test_hooks_of_the_base_stay(name, base):
     own = load(f'nkd_uskd/{name}_in1k').custom_hooks
     for hook in get_config(f'mmpretrain::{base}_in1k.py').custom_hooks:
         assert hook in own
+
+
+OWN = sorted(
+    f'{path.parent.name}/{path.stem}'
+    for path in chain(*((ROOT / folder).glob('*.py') for folder in ('nkd_uskd', 'smmix')))
+)
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_hooks_of_a_recipe_get_ready_in_its_own_scope(name, monkeypatch):
+    """Built as the runner builds them, with teacher, losses and taps; no weights."""
+    # Without data there is nothing to load and no normalisation to compare.
+    for function in ('load_pretrained', 'input_conversion'):
+        monkeypatch.setattr(f'vitdown.models.distillation.teacher.{function}', mock.Mock())
+    cfg = load(name)
+    with torch.device('meta'), mock.patch('torch.linspace', partial(torch.linspace, device='cpu')):
+        model = MODELS.build(cfg.model)
+        hooks = [
+            HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
+            for hook in cfg.get('custom_hooks') or []
+        ]
+        own = [hook for hook in hooks if type(hook).__module__.startswith('vitdown')]
+        runner = SimpleNamespace(
+            model=model,
+            optim_wrapper=build_optim_wrapper(model, {**cfg.optim_wrapper, 'type': 'OptimWrapper'}),
+            hooks=hooks,
+        )
+        for hook in own:
+            hook.before_run(runner)
+    expected = [kind for kind in ('SMMix', 'USKD', 'NKD', 'DKD', 'KD') if has_hook(name, kind)]
+    assert [type(hook).__name__ for hook in own] == [f'{kind}Hook' for kind in expected]
+    added = {'SMMix': 'smmix_token_head', 'USKD': 'loss_uskd'}
+    assert all(hasattr(model, added[kind]) for kind in expected if kind in added)
+
+
+def has_hook(name: str, kind: str) -> bool:
+    return name.partition('/')[2].startswith(f'{kind.lower()}_')
 
 
 def test_configs_find_their_teachers_from_any_folder(tmp_path, monkeypatch):

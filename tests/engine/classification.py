@@ -84,7 +84,8 @@ def build(config: dict, seed: int = 0) -> nn.Module:
 def make_runner(
     model: dict | nn.Module, work_dir: Path, hooks: list, epochs: int = 2, **kwargs
 ) -> Runner:
-    init_default_scope('vitdown')
+    scope = kwargs.pop('scope', 'vitdown')
+    init_default_scope(scope)
     loader = dict(
         dataset=kwargs.pop('dataset', None) or Images(kwargs.pop('size', (16, 16))),
         batch_size=kwargs.pop('batch_size', 6),
@@ -110,7 +111,7 @@ def make_runner(
         ),
         custom_hooks=hooks,
         randomness=dict(seed=kwargs.pop('seed', 7)),
-        default_scope='vitdown',
+        default_scope=scope,
         experiment_name=f'{work_dir.name}_{random.getrandbits(64)}',
         log_level='ERROR',
         **kwargs,

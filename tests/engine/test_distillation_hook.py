@@ -3,6 +3,7 @@ import random
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -18,6 +19,7 @@ from vitdown.engine.hooks import (
     USKDHook,
 )
 from vitdown.models.distillation import Recorder, Tap
+from vitdown.models.losses import KDLoss
 from vitdown.models.losses.distillation import nkd_parts
 from vitdown.registry import MODELS
 
@@ -102,6 +104,44 @@ def test_resumed_run_goes_on_bit_by_bit(tmp_path, teacher_file, name):
     assert rest == whole[4:]
     for key, value in expected.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
+
+
+SCOPES = ('vitdown', 'mmpretrain', 'mmdet', 'mmengine')
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_hooks_and_losses_are_found_from_any_default_scope(tmp_path, teacher_file, scope):
+    teacher = dict(teacher=cnn(6), teacher_checkpoint=teacher_file)
+    hooks = [
+        dict(type='SMMixHook', switch_prob=1.0),
+        dict(type='USKDHook'),
+        dict(type='DistillationHook', losses=dict(loss_kd=dict(type='KDLoss')), **teacher),
+        dict(type='StopDistillHook', stop_epoch=9),
+    ]
+    wrapper = dict(
+        type='DistilledClassifier',
+        student=classifier(),
+        distill_losses=dict(loss_nkd=dict(type='NKDLoss')),
+        **teacher,
+    )
+    for model, own in ((classifier(), hooks), (wrapper, hooks[:1])):
+        model = build(model)
+        steps = watch(model)
+        train(model, tmp_path / type(model).__name__, own, epochs=1, scope=scope)
+        names = {'loss_uskd', 'loss_kd'} if own is hooks else {'loss_nkd'}
+        assert set(steps[0]) == {'loss', 'loss_fine', 'loss_con'} | names
+
+
+def test_a_wrapper_in_another_default_scope(teacher_file):
+    init_default_scope('mmpretrain')
+    config = dict(
+        type='vitdown.DistilledClassifier',
+        student={**classifier(), 'type': 'ImageClassifier'},
+        distill_losses=dict(loss_kd=dict(type='KDLoss')),
+        teacher={**cnn(6), 'type': 'ImageClassifier'},
+        teacher_checkpoint=teacher_file,
+    )
+    assert isinstance(MODELS.build(config).distill_losses['loss_kd'], KDLoss)
 
 
 class Blobs(Images):

@@ -1,3 +1,5 @@
+from mmengine.registry import HOOKS as ROOT_HOOKS
+
 from .adversarial_training_hook import DeconvolutionTrainingHook, PGDTrainingHook
 from .checkpoint_hook import SafeCheckpointHook
 from .compatibility_hook import CompatibilityHook
@@ -42,3 +44,8 @@ __all__ = [
     'USKDHook',
     'ViTKDHook',
 ]
+
+# Configs whose scope is another package's (mmpretrain's, say) look up names there and in MMEngine's
+# registry: that is how they find vitdown's hooks without a scope.
+for _name in __all__:
+    ROOT_HOOKS.register_module(module=globals()[_name])

@@ -41,7 +41,7 @@ class DistillationHook(ModuleHook):
 
     Args:
         losses (Mapping[str, dict]): Configs of the losses by the names in the log, e.g.
-            ``dict(loss_kd=dict(type='KDLoss'))``.
+            ``dict(loss_kd=dict(type='KDLoss'))``; see :func:`build_losses`.
         teacher (str | dict | nn.Module, optional): See :func:`build_teacher`.
         teacher_checkpoint (str, optional): See :func:`build_teacher`.
         teacher_source (str, optional): See :func:`build_teacher`.
@@ -49,7 +49,8 @@ class DistillationHook(ModuleHook):
             does by mistake. Defaults to True.
         taps (Mapping[str, str | dict], optional): See :class:`Distiller`.
         warmup_epochs (int): The losses' factor grows from ``1 / warmup_epochs`` in the first epoch
-            to 1, as DKD's authors have it. 0 for 1 throughout. Defaults to 0.
+            to 1, as DKD's authors have it; what KD takes from the model's own losses grows with it.
+            0 for 1 throughout. Defaults to 0.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class DistillationHook(ModuleHook):
     def _weigh(
         self, model: nn.Module, args: tuple, losses: dict[str, Tensor]
     ) -> dict[str, Tensor] | None:
-        return None if self._seen is None else self._distiller.weigh(losses)
+        return None if self._seen is None else self._distiller.weigh(losses, self._factor)
 
     def _finish(
         self, model: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Tensor] | None

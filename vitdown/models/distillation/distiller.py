@@ -31,6 +31,8 @@ def batch_target(data_samples: list | None) -> Tensor:
 def build_losses(configs: Mapping[str, dict]) -> ModuleDict:
     """Build distillation losses by the names under which they are logged.
 
+    Types without a scope are vitdown's, whatever the default scope.
+
     Raises:
         ValueError: If there is none, or a name does not contain ``loss``, so that MMEngine would
             not add it to the total.
@@ -42,7 +44,9 @@ def build_losses(configs: Mapping[str, dict]) -> ModuleDict:
             raise ValueError(
                 f"The name of a loss must contain 'loss' to be part of the total: {name!r}"
             )
-    return ModuleDict({name: MODELS.build(config) for name, config in configs.items()})
+    return ModuleDict(
+        {name: MODELS.build({'_scope_': 'vitdown', **config}) for name, config in configs.items()}
+    )
 
 
 class Distiller:
@@ -126,13 +130,19 @@ class Distiller:
             for name, loss in self.losses.items()
         }
 
-    def weigh(self, head_losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The student's own losses with their weight while it is distilled."""
-        if self.head_loss_weight == 1:
+    def weigh(self, head_losses: dict[str, Tensor], factor: float = 1) -> dict[str, Tensor]:
+        """The student's own losses with their weight while it is distilled.
+
+        Args:
+            head_losses (dict[str, Tensor]): Losses by name, and other values.
+            factor (float): That of the distillation, see :meth:`add_to`: the smaller it is, the
+                less is taken from the student's own losses.
+        """
+        weight = 1 - factor * (1 - self.head_loss_weight)
+        if weight == 1:
             return head_losses
         return {
-            name: self.head_loss_weight * value if 'loss' in name else value
-            for name, value in head_losses.items()
+            name: weight * value if 'loss' in name else value for name, value in head_losses.items()
         }
 
     def add_to(
