@@ -76,13 +76,14 @@ def time_module(
         run()
     seconds = []
     if device.type == 'cuda':
-        for _ in range(repeats):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            torch.cuda.synchronize(device)
-            seconds.append(start.elapsed_time(end) / 1e3)
+        with torch.cuda.device(device):  # whose stream the events are recorded on
+            for _ in range(repeats):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                run()
+                end.record()
+                torch.cuda.synchronize(device)
+                seconds.append(start.elapsed_time(end) / 1e3)
     else:
         for _ in range(repeats):
             begin = clock()
@@ -148,7 +149,10 @@ def measure_latency(
         ]
         module = module.eval().to(device=device, dtype=dtype)
         x = torch.randn(batch_size, num_tokens, emb, device=device, dtype=dtype)
-        forward = torch.compile(module) if compile else module
+        forward: Callable[[Tensor], Tensor] = module
+        if compile:
+            torch._dynamo.reset()  # at its limit of recompilations it would run the rest eagerly
+            forward = torch.compile(module)
         median, spread = time_module(lambda: forward(x), device, repeats, warmup, cpu_time)
         spreads.append(spread)
         return median
@@ -179,6 +183,7 @@ def measure_latency(
             num_tokens=num_tokens,
             separable=separable,
             compile=compile,
+            cpu_time=cpu_time,
             repeats=repeats,
             passes=passes,
             spread=float(np.quantile(spreads, 0.9)),
