@@ -163,6 +163,20 @@ def test_exact_export_of_an_exact_export_keeps_the_first_width():
         torch.testing.assert_close(model(images), masked[:, gates[0]], rtol=0, atol=1e-5)
 
 
+def test_norm_of_the_patch_embedding_has_no_exact_export():
+    backbone = {**VIT, 'patch_cfg': dict(norm_cfg=dict(type='LN'))}
+    model = build(backbone)
+    structure = ViTStructure(model)
+    for kind in ('mlp', 'emb'):
+        args = (config(backbone), model, structure, random_gates(structure, (kind,)))
+        export_dense(*args)
+        if kind == 'mlp':
+            export_dense(*args, 'exact')
+            continue
+        with pytest.raises(ValueError, match='does not reach the norm of the patch embedding'):
+            export_dense(*args, 'exact')
+
+
 def test_dense_model_trains():
     cfg = config(VIT, HEADS['dcal'])
     model = build(VIT, HEADS['dcal'])
@@ -429,6 +443,39 @@ def test_cost_weight_reaches_a_target_in_fewer_events():
     assert events_to_half(10.0) < events_to_half(0.0)
 
 
+@pytest.mark.parametrize('normalize', [True, False])
+def test_cost_of_a_unit_is_a_share_of_the_full_model_or_raw(normalize):
+    own = pruner(build(), cost_weight=3.0, normalize_cost=normalize)
+    zeros = [torch.zeros(layer.units) for layer in own.layers]
+    savings = unit_savings(MultiplyAdds(9), own.layers, own.sizes, dict(head=1, qk=2, v=2, mlp=8))
+    if normalize:
+        savings = savings / total_cost(MultiplyAdds(9), own.sizes)
+    for scores, saving in zip(own.regularise(zeros), savings):
+        torch.testing.assert_close(scores, (-3 * saving).expand_as(scores))
+
+
+@pytest.mark.parametrize('options', [dict(saliency='paper'), dict(norm=dict(qk=8.0, mlp=4.0))])
+def test_steps_are_scored_as_told(options):
+    model = build()
+    own = pruner(model, **options)
+    for seed in range(2):
+        model.zero_grad()
+        backward(model, seed)
+        own.accumulate()
+    mode, norm = options.get('saliency', 'nvit'), options.get('norm')
+    expected = [torch.zeros(layer.units) for layer in own.layers]
+    for seed in range(2):
+        model.zero_grad()
+        backward(model, seed)
+        scores = taylor_gate_scores(own.structure, dict(model.named_parameters()), mode, norm)
+        expected = [total + score / 2 for total, score in zip(expected, scores)]
+    for found, mean, plain in zip(
+        own.mean_scores(), expected, taylor_gate_scores(own.structure, own._parameters)
+    ):
+        torch.testing.assert_close(found, mean)
+        assert not torch.allclose(found, plain)
+
+
 def test_state_goes_on_where_it_was():
     whole = pruner(build())
     run(whole, 3)
@@ -492,6 +539,12 @@ def test_momentum_reset_and_bias_correction():
         (dict(cost_weight=-1.0), 'cost_weight must be finite and at least 0'),
         (dict(cost_weight=float('nan')), 'cost_weight must be finite and at least 0'),
         (dict(max_units=0), 'max_units=0 is below rank_unit=1'),
+        (dict(rank_unit=0), 'rank_unit must be an integer of at least 1, got 0'),
+        (dict(prune_per_event=2.5), 'prune_per_event must be an integer'),
+        (dict(group_sizes=dict(emb=4.0)), r'group_sizes\.emb must be an integer'),
+        (dict(norm=dict(emb=0)), r'norm\.emb must be finite and above 0, got 0'),
+        (dict(norm=dict(qk=float('nan'))), r'norm\.qk must be finite and above 0'),
+        (dict(momentum='a'), r"momentum must be in \[0, 1\), got 'a'"),
     ],
 )
 def test_mistakes_get_one_message(kwargs, message):
@@ -500,8 +553,10 @@ def test_mistakes_get_one_message(kwargs, message):
 
 
 def test_models_that_cannot_be_pruned():
-    with pytest.raises(ValueError, match='JPMHead reads the embedding'):
-        ViTStructure(build(head=dict(type='JPMHead', num_classes=4, in_channels=24, num_groups=2)))
+    jigsaw = build(head=dict(type='JPMHead', num_classes=4, in_channels=24, num_groups=2))
+    for embedding in (True, False):
+        with pytest.raises(ValueError, match='JPMHead has a copy of the last block'):
+            ViTStructure(jigsaw, embedding)
     with pytest.raises(ValueError, match='Linear is not a VisionTransformer'):
         ViTStructure(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match='frozen_stages=-1'):
@@ -570,6 +625,8 @@ def test_latency_table_interpolates_and_knows_its_limits(tmp_path):
     loaded = LatencyTable.load(tmp_path / 'table.json')
     np.testing.assert_array_equal(loaded(points), table(points))
     assert loaded.info == dict(device='test')
+    assert loaded.fingerprint() == table.fingerprint()
+    assert LatencyTable(table.axes, 2 * table.values).fingerprint() != table.fingerprint()
     with pytest.raises(FileNotFoundError, match=r'measure_latency\.py'):
         LatencyTable.load(tmp_path / 'none.json')
     (tmp_path / 'other.json').write_text('{"axes": 3}')
@@ -627,6 +684,23 @@ def test_every_size_is_measured(separable, monkeypatch):
     assert table.info['spread'] == pytest.approx(0.3)
 
 
+def test_every_size_is_measured_compiled(monkeypatch):
+    """Also beyond the number of shapes that the compiler takes of one function."""
+    compiled, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(measure.torch, 'compile', lambda m: compile(m, backend=backend))
+    axes = dict(emb=[4, 6], heads=[1, 3], qk=[2, 3, 5], v=[1], mlp=[1, 7])
+    assert torch._dynamo.config.recompile_limit < 12
+    table = measure_latency(axes, 9, 2, repeats=2, warmup=1, passes=1, compile=True)
+    assert len(compiled) == 12 + 4
+    assert table.info['compile']
+    assert not table.info['cpu_time']
+
+
 def test_median_and_spread_of_repeats(monkeypatch):
     times = iter([0, 1, 10, 12, 20, 23])
     monkeypatch.setattr(measure.time, 'perf_counter', lambda: next(times))
@@ -657,6 +731,8 @@ def test_two_of_four_neighbours_stay():
     assert mask_2_to_4(weight).tolist() == [[False, True, True, False, True, False, False, True]]
     sparse = weight * mask_2_to_4(weight)
     assert torch.equal(sparse * mask_2_to_4(sparse), sparse)
+    with pytest.raises(ValueError, match=r'multiple of 4 weights, got \(1, 6\)'):
+        mask_2_to_4(weight[:, :6])
 
 
 def test_sparse_kernels_are_refused_where_there_are_none():

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import TokenScaledLinear, infer_grid, resize_pos_embed
+from ..option_checks import check_integers
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .vision_transformer import TokenFeatures, VisionTransformer
@@ -237,26 +238,47 @@ class NViT(VisionTransformer):
         return super().forward_tokens(*args, **kwargs)
 
 
-def layer_sizes(arch: dict) -> list[dict[str, int]]:
+_ARCH_KEYS = {
+    'embed_dims',
+    'num_layers',
+    'num_heads',
+    'qk_dims',
+    'v_dims',
+    'feedforward_channels',
+    'qk_scale',
+    'qkv_bias',
+}
+
+
+def layer_sizes(arch: Mapping[str, Any]) -> list[dict[str, int]]:
     """Sizes of each layer of an ``arch`` of :class:`NViT`, or of :class:`VisionTransformer`.
 
     Returns:
         list[dict[str, int]]: ``num_heads``, ``qk_dims``, ``v_dims``, ``feedforward_channels``.
 
     Raises:
-        ValueError: If an entry is missing, or a list does not have one number a layer.
+        ValueError: If an entry is missing or unknown, or not an integer, or a list of one a layer.
     """
+    if not isinstance(arch, Mapping):
+        raise ValueError(f'arch must be a name or a dict of sizes, got {arch!r}')
+    unknown = set(arch) - _ARCH_KEYS
+    if unknown:
+        raise ValueError(
+            f'arch has no {sorted(unknown)[0]!r}; its entries are {", ".join(sorted(_ARCH_KEYS))}'
+        )
     missing = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'} - set(arch)
     if missing:
         raise ValueError(f'arch lacks {", ".join(sorted(missing))}')
     num_layers = arch['num_layers']
+    for name in ('embed_dims', 'num_layers'):
+        check_integers(f'arch.{name}', arch[name], 1)
 
     def spread(name: str, value: Sizes) -> list[int]:
-        values = [value] * num_layers if isinstance(value, int) else list(value)
-        if len(values) != num_layers or any(v < 1 for v in values):
+        values = list(value) if isinstance(value, (list, tuple)) else [value] * num_layers
+        if len(values) != num_layers or any(type(v) is not int or v < 1 for v in values):
             raise ValueError(
-                f'arch.{name} must be a number or a list with one of each of the {num_layers} '
-                f'layers, all at least 1, got {value}'
+                f'arch.{name} must be an integer or a list with one for each of the {num_layers} '
+                f'layers, all at least 1, got {value!r}'
             )
         return values
 

@@ -1,6 +1,6 @@
 from .consumers import embed_axes
 from .cost import MultiplyAdds, NormalizedCost, Parameters, total_cost, unit_savings
-from .export import dense_model_cfg, export_dense, save_dense
+from .export import check_ln_mode, dense_model_cfg, export_dense, save_dense
 from .global_pruner import GlobalPruner
 from .latency import LatencyTable
 from .measure import device_name, grid_axes, measure_latency
@@ -19,6 +19,7 @@ __all__ = [
     'Parameters',
     'Sizes',
     'ViTStructure',
+    'check_ln_mode',
     'dense_model_cfg',
     'device_name',
     'embed_axes',

@@ -5,7 +5,7 @@ from functools import singledispatch
 from mmpretrain.models.heads import LinearClsHead, VisionTransformerClsHead
 from torch import nn
 
-from ..heads import BNNeck, BNNeckHead, DCALHead
+from ..heads import BNNeck, BNNeckHead, DCALHead, JPMHead
 from ..heads.bnneck_head import ReIDHead
 from ..heads.glca_branch import GLCABranch
 
@@ -30,6 +30,20 @@ def embed_axes(module: nn.Module) -> dict[str, int]:
         'vitdown.models.pruning.embed_axes, or use one of '
         f'{sorted(cls.__name__ for cls in embed_axes.registry if cls is not object)}'
     )
+
+
+def refuse_copied_blocks(model: nn.Module) -> None:
+    """Check that the head keeps no copy of a block, whatever is to be pruned.
+
+    Raises:
+        ValueError: If it does.
+    """
+    head = getattr(model, 'head', None)
+    if isinstance(head, JPMHead):
+        raise ValueError(
+            f'{type(head).__name__} has a copy of the last block, which pruning would leave at its '
+            'full size; prune a model with another head, such as BNNeckHead'
+        )
 
 
 def _nested(name: str, module: nn.Module) -> dict[str, int]:

@@ -40,11 +40,10 @@ def dense_model_cfg(
             as the masked model.
 
     Raises:
-        ValueError: For another ``ln_mode``.
+        ValueError: For another ``ln_mode``, or one that :func:`check_ln_mode` refuses.
     """
-    if ln_mode not in ('dense', 'exact'):
-        raise ValueError(f"ln_mode must be 'dense' or 'exact', got {ln_mode!r}")
     sizes = Sizes.from_counts(structure.counts(gates))
+    check_ln_mode(ln_mode, model.backbone, sizes.emb < structure.sizes.emb)
     cfg = copy.deepcopy(dict(model_cfg))
     norm_dims = None
     if ln_mode == 'exact':
@@ -59,6 +58,26 @@ def dense_model_cfg(
         if isinstance(glca, GLCABranch):
             head.update(_glca_cfg(head, glca, norm_dims))
     return cfg
+
+
+def check_ln_mode(ln_mode: str, backbone: nn.Module, embedding: bool) -> None:
+    """Check that dense models can have their norms like that.
+
+    Args:
+        ln_mode (str): See :func:`dense_model_cfg`.
+        backbone (nn.Module): The masked model's.
+        embedding (bool): Whether the embedding is pruned.
+
+    Raises:
+        ValueError: For another ``ln_mode``, or an exact one with a norm in the patch embedding.
+    """
+    if ln_mode not in ('dense', 'exact'):
+        raise ValueError(f"ln_mode must be 'dense' or 'exact', got {ln_mode!r}")
+    if ln_mode == 'exact' and embedding and getattr(backbone.patch_embed, 'norm', None) is not None:
+        raise ValueError(
+            "ln_mode='exact' does not reach the norm of the patch embedding (patch_cfg.norm_cfg); "
+            "use ln_mode='dense' and fine-tune, or do not prune the embedding (structures)"
+        )
 
 
 def _backbone_cfg(

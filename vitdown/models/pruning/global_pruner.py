@@ -5,6 +5,7 @@ import torch
 from mmengine.dist import broadcast
 from torch import Tensor, nn
 
+from ..option_checks import check_integers
 from .cost import BlockCost, NormalizedCost, total_cost, unit_savings
 from .ranking import (
     NVIT_GROUP_SIZES,
@@ -85,12 +86,21 @@ class GlobalPruner:
             raise ValueError(f'structures is empty; choose from {KINDS}')
         if not 0 <= cost_weight < float('inf'):
             raise ValueError(f'cost_weight must be finite and at least 0, got {cost_weight}')
+        check_integers('prune_per_event', prune_per_event, 1)
+        check_integers('rank_unit', rank_unit, 1)
+        if max_units is not None:
+            check_integers('max_units', max_units, 0)
+        for kind, size in (group_sizes or {}).items():
+            check_integers(f'group_sizes.{kind}', size, 1)
+        for kind, divisor in (norm or {}).items():
+            if not isinstance(divisor, (int, float)) or not 0 < divisor < float('inf'):
+                raise ValueError(f'norm.{kind} must be finite and above 0, got {divisor!r}')
         if max_units is not None and max_units < rank_unit:
             raise ValueError(
                 f'max_units={max_units} is below rank_unit={rank_unit}: no group could go'
             )
-        if not 0 <= momentum < 1:
-            raise ValueError(f'momentum must be in [0, 1), got {momentum}')
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise ValueError(f'momentum must be in [0, 1), got {momentum!r}')
         if prune_per_event < rank_unit:
             raise ValueError(
                 f'prune_per_event={prune_per_event} is below rank_unit={rank_unit}: the rank of '

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,11 @@ class LatencyTable:
             above = np.maximum.accumulate(above, axis=axis)
             below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis=axis), axis)
         return LatencyTable(self.axes, (above + below) / 2, self.info, self.zero_plane)
+
+    def fingerprint(self) -> str:
+        """What tells this table from others: a hash of its axes and values."""
+        parts = [*self.axes.values(), self.values]
+        return hashlib.sha256(b''.join(part.tobytes() for part in parts)).hexdigest()[:12]
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file."""

@@ -22,7 +22,14 @@ def mask_2_to_4(weight: Tensor) -> Tensor:
 
     Returns:
         Tensor: Bool, of the same shape. Of equal magnitudes the first stay.
+
+    Raises:
+        ValueError: For another number of columns.
     """
+    if weight.ndim != 2 or weight.shape[1] % 4:
+        raise ValueError(
+            f'2:4 sparsity is of rows of a multiple of 4 weights, got {tuple(weight.shape)}'
+        )
     groups = weight.detach().abs().unflatten(1, (-1, 4))
     kept = groups.argsort(dim=-1, descending=True, stable=True)[..., :2]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, kept, True).flatten(1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import VisionTransformer
-from .consumers import embed_axes
+from .consumers import embed_axes, refuse_copied_blocks
 
 KINDS = ('emb', 'head', 'qk', 'v', 'mlp')
 
@@ -102,8 +102,9 @@ class ViTStructure:
         qk_scale (float): Factor on the attention logits.
 
     Raises:
-        ValueError: If the model is no such model, its blocks' attention scales differ, or its head
-            reads the embedding in an unknown way and that is to be pruned.
+        ValueError: If the model is no such model, its blocks' attention scales differ, its head
+            has a copy of a block, or reads the embedding in an unknown way and that is to be
+            pruned.
     """
 
     def __init__(self, model: nn.Module, embedding: bool = True) -> None:
@@ -113,6 +114,7 @@ class ViTStructure:
                 f'Pruning works on a plain ViT; {type(backbone).__name__} is not a '
                 'VisionTransformer or NViT of vitdown'
             )
+        refuse_copied_blocks(model)
         blocks = backbone.layers
         for block in blocks:
             if not isinstance(getattr(block.attn, 'qkv', None), nn.Linear):
