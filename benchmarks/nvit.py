@@ -61,6 +61,7 @@ def parse_args() -> argparse.Namespace:
     latency.add_argument('--batch-size', type=int, default=8)
     latency.add_argument('--repeats', type=int, default=7)
     latency.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    latency.add_argument('--threads', type=int, help='CPU threads')
     pruner = modes.add_parser('pruner', help='scores and events against a loop over units')
     pruner.add_argument('--arch', default='deit-base')
     pruner.add_argument('--repeats', type=int, default=5)
@@ -110,6 +111,8 @@ def median_seconds(run, repeats: int, device: torch.device) -> float:
 
 @torch.inference_mode()
 def compare_latency(args: argparse.Namespace) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     images = torch.rand(args.batch_size, 3, args.img_size, args.img_size, device=device)
     models = {
