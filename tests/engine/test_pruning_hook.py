@@ -1,6 +1,8 @@
 """PruningHook in whole training runs: targets, exports, refusals, two processes against one."""
 
 import json
+import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -13,9 +15,17 @@ from mmengine.model import MMDistributedDataParallel
 
 from tests.engine.test_distributed import build_model, free_port, make_batch
 from vitdown.checkpoint import load_checkpoint_file
-from vitdown.engine.hooks import PruningHook
+from vitdown.engine.hooks import PruningHook, pruning_hook
 from vitdown.engine.launch import build_runner, load_config
-from vitdown.models.pruning import GlobalPruner, LatencyTable, MultiplyAdds, Sizes, ViTStructure
+from vitdown.models.pruning import (
+    GlobalPruner,
+    LatencyTable,
+    MultiplyAdds,
+    Parameters,
+    Sizes,
+    ViTStructure,
+    total_cost,
+)
 from vitdown.registry import HOOKS, MODELS
 
 GROUPS = dict(emb=4, head=1, qk=2, v=2, mlp=8)
@@ -136,15 +146,109 @@ def test_resumed_run_prunes_alike(pruned, tiny_config, tmp_path):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_latency_of_a_table_and_evaluation_mode(tiny_config, tmp_path):
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            dict(cost='params', targets=0.3),
+            'pruned by its macs of 9 tokens, this run counts params',
+        ),
+        (dict(targets=[0.8, 0.5]), 'below the target of 80 %, and .* has no model of that target'),
+        (dict(targets=[0.9, 0.3]), 'below the target of 90 %'),
+    ],
+)
+def test_pruned_checkpoints_are_not_gone_on_with_otherwise(
+    pruned, tiny_config, tmp_path, change, message
+):
+    runner, work_dir = pruned
+    start = str(work_dir / f'epoch_{runner.epoch}.pth')
+    with pytest.raises(ValueError, match=message):
+        run(tiny_config, tmp_path, [{**HOOK, **change}], load_from=start)
+    assert not list(tmp_path.glob('pruned_*'))
+
+
+def test_finished_run_is_resumed_without_harm_or_to_another_target(pruned, tiny_config, tmp_path):
+    runner, work_dir = pruned
+    for path in work_dir.glob('pruned_*'):
+        shutil.copy(path, tmp_path)
+    resume = dict(load_from=str(work_dir / f'epoch_{runner.epoch}.pth'), resume=True)
+    before = hook_of(runner).pruner.history
+    same = run(tiny_config, tmp_path, [HOOK], **resume)
+    assert hook_of(same).pruner.history == before
+    lower = run(tiny_config, tmp_path, [{**HOOK, 'targets': 0.3}], **resume)
+    history = hook_of(lower).pruner.history
+    assert history[: len(before)] == before
+    assert history[-1]['cost_ratio'] <= 0.3
+    assert (tmp_path / 'pruned_0.3.pth').exists()
+
+
+def test_parameters_are_counted(tiny_config, tmp_path):
+    hook = {**HOOK, 'cost': 'params', 'targets': 0.8, 'export': False}
+    pruner = hook_of(run(tiny_config, tmp_path, [hook])).pruner
+    shares = [
+        total_cost(cost, pruner.sizes) / total_cost(cost, pruner.structure.sizes)
+        for cost in (Parameters(), MultiplyAdds(9))
+    ]
+    assert pruner.cost_ratio == shares[0] <= 0.8
+    assert shares[0] != pytest.approx(shares[1], rel=1e-3)
+
+
+@HOOKS.register_module()
+class ModeHook(Hook):
+    """Notes whether the backbone of a step is in training mode."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append(runner.model.backbone.training)
+
+
+@pytest.mark.parametrize('stop', [True, False])
+def test_training_ends_with_pruning_or_goes_on(tiny_config, tmp_path, monkeypatch, stop):
+    """Scores are of weights that are zero where they were pruned, behind the first event too."""
+    accumulate, left = GlobalPruner.accumulate, []
+
+    def check(pruner):
+        left.extend(bool((parameter * ~mask).any()) for parameter, mask in pruner._masks)
+        accumulate(pruner)
+
+    monkeypatch.setattr(GlobalPruner, 'accumulate', check)
+    hook = {**HOOK, 'targets': 0.7, 'switch_to_eval': True, 'export': False, 'stop': stop}
+    runner = run(
+        tiny_config, tmp_path, [hook, dict(type='ModeHook')], **{'train_cfg.max_epochs': 12}
+    )
+    pruner = hook_of(runner).pruner
+    assert [entry['cost_ratio'] <= 0.7 for entry in pruner.history[-2:]] == [False, True]
+    assert (runner.epoch == 12) == (not stop)
+    assert left
+    assert not any(left)
+    (seen,) = (h.seen for h in runner.hooks if isinstance(h, ModeHook))
+    assert seen == [number < 3 for number in range(len(seen))], 'the event follows the third step'
+    assert len(seen) > 3
+    masks = pruner.structure.weight_masks(runner.model, pruner.gates)
+    assert not any((parameter * ~mask).any() for parameter, mask in masks)
+
+
+def test_latency_of_a_table_and_evaluation_mode(tiny_config, tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(
+        pruning_hook,
+        'print_log',
+        lambda text, level=logging.INFO, **_: messages.append((level, text)),
+    )
     axes = dict(emb=[6, 24], heads=[1, 3], qk=[1, 8], v=[1, 8], mlp=[1, 48])
     grid = np.stack(np.meshgrid(*axes.values(), indexing='ij'), axis=-1)
     seconds = 1e-9 * MultiplyAdds(9)(grid.reshape(-1, 5)).reshape(grid.shape[:-1])
-    LatencyTable(axes, seconds, dict(num_tokens=9)).save(tmp_path / 'table.json')
+    info = dict(num_tokens=9, device='abacus', dtype='float64')
+    LatencyTable(axes, seconds, info).save(tmp_path / 'table.json')
     hook = {**HOOK, 'cost': 'latency', 'latency_table': str(tmp_path / 'table.json'),
             'targets': 0.9, 'switch_to_eval': True, 'export': False}  # fmt: skip
     runner = run(tiny_config, tmp_path / 'run', [hook])
     assert hook_of(runner).pruner.cost_ratio <= 0.9
+    (warning,) = (text for level, text in messages if level == logging.WARNING)
+    assert 'measured on abacus, float64, this run is on ' in warning
+    assert 'float32; ' in warning
     assert not runner.model.backbone.training
     assert not (tmp_path / 'run' / 'pruned_0.9.pth').exists()
     content = json.loads((tmp_path / 'table.json').read_text())
@@ -198,6 +302,15 @@ def test_target_below_the_smallest_model_is_refused(tiny_config, tmp_path):
         run(tiny_config, tmp_path, [hook])
 
 
+def test_what_has_no_dense_model_is_refused_before_training(tiny_config, tmp_path):
+    hook = {**HOOK, 'structures': ['mlp'], 'targets': 0.9}
+    with pytest.raises(ValueError, match='JPMHead has a copy of the last block'):
+        run(tiny_config, tmp_path, [hook], **{'model.head.type': 'JPMHead'})
+    norm = {'model.backbone.patch_cfg': dict(norm_cfg=dict(type='LN'))}
+    with pytest.raises(ValueError, match='does not reach the norm of the patch embedding'):
+        run(tiny_config, tmp_path, [{**HOOK, 'ln_mode': 'exact'}], **norm)
+
+
 def test_other_backbones_are_refused(tiny_config, tmp_path):
     backbone = dict(_delete_=True, type='mmpretrain.ResNet', depth=18)
     cfg = load_config(str(tiny_config), {'model.backbone': backbone}, str(tmp_path))
@@ -224,8 +337,12 @@ def test_target_out_of_reach_is_reported(tiny_config, tmp_path, monkeypatch):
         (dict(cost='flops'), "got 'flops'"),
         (dict(cost='latency'), 'give a table'),
         (dict(latency_table='x.json'), 'give a table'),
-        (dict(interval=0), 'interval=0'),
+        (dict(targets='0.5'), 'targets must lie between 0 and 1'),
+        (dict(targets=None), 'targets must lie between 0 and 1'),
+        (dict(interval=0), 'interval must be an integer of at least 1, got 0'),
+        (dict(interval=2.5), 'interval must be an integer'),
         (dict(max_drop=0), 'max_drop must lie between'),
+        (dict(max_drop='a'), "max_drop must lie between 0 and 1, got 'a'"),
         (dict(ln_mode='wide'), "got 'wide'"),
     ],
 )
@@ -241,6 +358,7 @@ def test_mistakes_get_one_message(options, message):
 def test_an_event_stops_at_the_next_target(max_drop, bounds):
     hook = PruningHook(cost='macs', targets=[0.8, 0.5], max_drop=max_drop)
     assert [hook._next_bound(ratio) for ratio in (1.0, 0.75)] == pytest.approx(bounds)
+    assert 0 <= hook._next_bound(0.4) < 0.4, 'below all targets'
 
 
 def test_unknown_arguments_are_refused(tiny_config, tmp_path):

@@ -1,24 +1,28 @@
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier, broadcast_object_list, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.utils.hooks import RemovableHandle
 
 from vitdown.datasets.transforms import check_key_sources
+from vitdown.models.option_checks import check_integers
 from vitdown.models.pruning import (
     GlobalPruner,
     LatencyTable,
     MultiplyAdds,
     Parameters,
     ViTStructure,
+    check_ln_mode,
+    device_name,
     save_dense,
 )
 from vitdown.registry import HOOKS
@@ -45,7 +49,8 @@ class PruningHook(Hook):
 
     The weights' moving average of an :class:`EMAHook` is masked, too; dense models are made of the
     weights themselves. The state is part of checkpoints, so a run resumes where it was killed. All
-    processes of a distributed run prune alike.
+    processes of a distributed run prune alike. A checkpoint that was pruned is gone on with by the
+    same cost and table alone.
 
     Args:
         targets (float | Sequence[float]): Costs to reach, as shares of the full model's, falling.
@@ -60,7 +65,9 @@ class PruningHook(Hook):
         interval (int): Steps between events. Defaults to 100.
         max_drop (float, optional): Most that one event takes off the cost, as a share of the full
             model's, give or take a group: the rank of the threshold counts groups that are gone,
-            which can let many go at once, of small models most. Targets are not overshot either.
+            which can let many go at once, of small models most. Events stop at targets likewise,
+            whose overshoot is that of the last group: one of n groups of the whole embedding
+            takes about 1/n of the cost with it (10 points and more of a small model).
             None for no bounds, as in the authors' code. Defaults to 0.1.
         group_sizes (Mapping[str, int], optional): See :class:`GlobalPruner`.
         structures (Sequence[str]): What to prune: ``'emb'``, ``'head'``, ``'qk'``, ``'v'``,
@@ -102,8 +109,11 @@ class PruningHook(Hook):
         stop: bool = True,
         **pruner: Any,
     ) -> None:
-        targets = [targets] if isinstance(targets, (int, float)) else list(targets)
-        if not targets or any(not 0 < target < 1 for target in targets):
+        several = isinstance(targets, Sequence) and not isinstance(targets, str)
+        targets = list(targets) if several else [targets]
+        if not targets or any(
+            not isinstance(target, (int, float)) or not 0 < target < 1 for target in targets
+        ):
             raise ValueError(f'targets must lie between 0 and 1, got {targets}')
         if targets != sorted(targets, reverse=True):
             raise ValueError(f'targets must fall, got {targets}')
@@ -114,10 +124,9 @@ class PruningHook(Hook):
                 f'cost={cost!r} with latency_table={latency_table!r}: give a table, measured by '
                 "tools/pruning/measure_latency.py, with cost='latency' alone"
             )
-        if interval < 1:
-            raise ValueError(f'interval={interval} must be at least 1')
-        if max_drop is not None and not 0 < max_drop <= 1:
-            raise ValueError(f'max_drop must lie between 0 and 1, got {max_drop}')
+        check_integers('interval', interval, 1)
+        if max_drop is not None and not (isinstance(max_drop, (int, float)) and 0 < max_drop <= 1):
+            raise ValueError(f'max_drop must lie between 0 and 1, got {max_drop!r}')
         if ln_mode not in ('dense', 'exact'):
             raise ValueError(f"ln_mode must be 'dense' or 'exact', got {ln_mode!r}")
         self.targets = targets
@@ -148,19 +157,24 @@ class PruningHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.pruner is not None:
-            checkpoint['pruning'] = dict(pruner=self.pruner.state_dict(), steps=self._steps)
+            checkpoint['pruning'] = dict(
+                pruner=self.pruner.state_dict(), steps=self._steps, cost=self._counted
+            )
 
     def before_train(self, runner: Runner) -> None:
         """Build the pruner, go on from a checkpoint's state, and step behind the optimizer.
 
         Raises:
-            ValueError: If optimizer or model cannot be pruned with, or a loss that is to wait for
-                the first event is none.
+            ValueError: If optimizer or model cannot be pruned with, a loss that is to wait for
+                the first event is none, or the checkpoint was pruned by another cost or below a
+                target without a model.
         """
         self.pruner = self.build_pruner(runner)
         if self._state is not None:
+            self._check_cost(self._state.get('cost', self._counted))
             self.pruner.load_state_dict(self._state['pruner'])
             self._steps = self._state['steps']
+            self._check_passed_targets(runner)
         if isinstance(self.recipe, str):
             recipe = load_config(self.recipe)
             check_key_sources(recipe.to_dict())  # it is written beside the dense model
@@ -180,8 +194,10 @@ class PruningHook(Hook):
         """
         model = unwrap(runner.model)
         ViTStructure(model, embedding=False)  # says what is wrong with other models
+        check_ln_mode(self.ln_mode, model.backbone, 'emb' in self.pruner_options['kinds'])
         options = {'seed': runner.seed, **self.pruner_options}
-        pruner = GlobalPruner(model, self._block_cost(model.backbone), **options)
+        cost, self._counted = self._block_cost(runner)
+        pruner = GlobalPruner(model, cost, **options)
         least = pruner.least_cost_ratio
         if least > self.targets[-1]:
             raise ValueError(
@@ -191,12 +207,13 @@ class PruningHook(Hook):
             )
         return pruner
 
-    def _block_cost(self, backbone: torch.nn.Module) -> Parameters | MultiplyAdds | LatencyTable:
+    def _block_cost(self, runner: Runner) -> tuple[Parameters | MultiplyAdds | LatencyTable, str]:
+        """The cost of a block, and what is counted, in words that tell it from other costs."""
         if self.cost == 'params':
-            return Parameters()
-        num_tokens = backbone.pos_embed.shape[1]
+            return Parameters(), 'params'
+        num_tokens = unwrap(runner.model).backbone.pos_embed.shape[1]
         if self.cost == 'macs':
-            return MultiplyAdds(num_tokens)
+            return MultiplyAdds(num_tokens), f'macs of {num_tokens} tokens'
         table = LatencyTable.load(self.latency_table)
         measured = table.info.get('num_tokens', num_tokens)
         if measured != num_tokens:
@@ -209,7 +226,35 @@ class PruningHook(Hook):
             f'{table.info.get("dtype")}, batch {table.info.get("batch_size")}',
             logger='current',
         )
-        return table
+        _compare_machines(table, runner)
+        return table, f'latency by the table {table.fingerprint()}'
+
+    def _check_cost(self, counted: str) -> None:
+        if counted != self._counted:
+            raise ValueError(
+                f'The checkpoint was pruned by its {counted}, this run counts {self._counted}: go '
+                'on with the same cost and table, or make a dense model of the checkpoint '
+                '(tools/pruning/export_pruned.py) and prune that'
+            )
+
+    def _check_passed_targets(self, runner: Runner) -> None:
+        """Refuse targets that are behind the checkpoint and have no model in the work dir."""
+        ratio, suffix = self.pruner.cost_ratio, '.pth' if self.export else '.md'
+        missing = [
+            target
+            for target in self.targets
+            if ratio <= target
+            and not (Path(runner.work_dir) / f'pruned_{target:g}{suffix}').exists()
+        ]
+        found = [missing]
+        broadcast_object_list(found)  # the first process writes models
+        if found[0]:
+            raise ValueError(
+                f'The checkpoint is at {100 * ratio:.1f} % of the {self.cost} already, below the '
+                f'target of {100 * found[0][0]:g} %, and {runner.work_dir} has no model of that '
+                'target: lower or drop it, or make a dense model of the checkpoint '
+                '(tools/pruning/export_pruned.py)'
+            )
 
     def _waiting_hooks(self, runner: Runner) -> list[DistillationHook]:
         hooks = {
@@ -244,8 +289,7 @@ class PruningHook(Hook):
     @property
     def done(self) -> bool:
         """Whether the last target is reached."""
-        history = self.pruner.history
-        return bool(history) and history[-1]['cost_ratio'] <= self.targets[-1]
+        return self.pruner.cost_ratio <= self.targets[-1]
 
     def _event(self) -> None:
         before = self.pruner.cost_ratio
@@ -267,7 +311,8 @@ class PruningHook(Hook):
         """The cost that the next event goes down to at most."""
         if self.max_drop is None:
             return 0.0
-        return max(ratio - self.max_drop, *(t for t in self.targets if t < ratio))
+        target = max((t for t in self.targets if t < ratio), default=0.0)
+        return max(ratio - self.max_drop, target)
 
     def _mask_average(self) -> None:
         for hook in self._runner.hooks:
@@ -317,6 +362,24 @@ class PruningHook(Hook):
                 f'{100 * self.targets[-1]:g} %, after {self.pruner.num_events} pruning events; '
                 'train longer, or prune more often (interval) or more (prune_per_event)'
             )
+
+
+def _compare_machines(table: LatencyTable, runner: Runner) -> None:
+    """Warn if a table was measured on another device, or in another precision, than the run's."""
+    weight = unwrap(runner.model).backbone.pos_embed
+    dtype = weight.dtype
+    if isinstance(runner.optim_wrapper, AmpOptimWrapper):
+        dtype = runner.optim_wrapper.cast_dtype or torch.float16
+    here = (device_name(weight.device), str(dtype).removeprefix('torch.'))
+    there = (table.info.get('device', here[0]), table.info.get('dtype', here[1]))
+    if there != here:
+        print_log(
+            f'The latency table was measured on {", ".join(there)}, this run is on '
+            f'{", ".join(here)}; that is right if the pruned model is to run on the former, else '
+            'measure a table here',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def _plain_optimizer(runner: Runner) -> torch.optim.Optimizer:
