@@ -242,7 +242,15 @@ def test_recipe_of_mctf(arch):
     """Fine-tuning with token fusion as its paper and released command have it, as built."""
     cfg = load_config(str(ROOT / f'mctf/mctf-r16_deit-{arch}_8xb128-30e_in1k-224.py'))
     model = build_model(cfg)
-    assert model.backbone.token_fusion.schedule(197)[-1] == 21
+    policy = model.backbone.token_fusion
+    assert policy.schedule(197)[-1] == 21
+    assert (policy.tau_sim, policy.tau_info, policy.tau_size) == (1.0, 20.0, 40.0)
+    assert (policy.pooling, policy.attention) == ('info_size', 'one_step_ahead')
+    assert policy.bidirectional
+    assert policy.prop_attn
+    assert cfg.model.backbone.drop_path_rate == 0.1
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    assert cfg.model.data_preprocessor.get('batch_augments') is None
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     assert type(optimizer) is torch.optim.AdamW
     for group in optimizer.param_groups:
@@ -262,6 +270,22 @@ def test_recipe_of_mctf(arch):
     )
     (hook,) = (HOOKS.build(hook) for hook in cfg.custom_hooks)
     assert (hook.r_max, hook.teacher_loss_weight) == (8, 1.0)
+    assert (hook.consistency.loss_weight, hook.consistency.conf_thr) == (3.0, 0.4)
+    train = cfg.train_dataloader
+    assert train.batch_size == 128
+    assert train.sampler == dict(type='mmpretrain.RepeatAugSampler', num_repeats=3, shuffle=True)
+    steps = {step['type'].removeprefix('mmpretrain.'): step for step in train.dataset.pipeline}
+    assert steps.keys() >= {'RandomResizedCrop', 'RandomFlip', 'RandAugment', 'PackInputs'}
+    assert (steps['RandomErasing']['erase_prob'], steps['RandomErasing']['mode']) == (0.25, 'rand')
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'small'])
+def test_recipe_of_fast_mctf(arch):
+    cfg = load_config(str(ROOT / f'mctf/mctf-fast_deit-{arch}_8xb128-30e_in1k-224.py'))
+    policy = cfg.model.backbone.token_fusion
+    assert (policy.r, policy.layers) == (0.35, [3, 6, 9])
+    (hook,) = (HOOKS.build(hook) for hook in cfg.custom_hooks)
+    assert (hook.r_max, hook.teacher_loss_weight) == (0.15, 1.0)
     assert (hook.consistency.loss_weight, hook.consistency.conf_thr) == (3.0, 0.4)
 
 
