@@ -1,7 +1,8 @@
 """Accuracy against multiply-adds of a small ViT on CIFAR-10, with and without token fusion.
 
 Trains the plain model, fine-tunes it with MCTF and consistency, and, as a control, with neither;
-then evaluates each with several policies. Runs that were interrupted go on.
+then evaluates each with several policies, one of them a control too: tokens fused at random. Runs
+that were interrupted go on.
 
     python benchmarks/token_fusion_accuracy.py --seeds 0 1 2
 """
@@ -12,9 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from vitdown.checkpoint import find_resumable_checkpoint
 from vitdown.engine.complexity import get_flops
 from vitdown.engine.launch import evaluate, load_config
+from vitdown.models.token_fusion import Assignment, ToMe, cosine_scores, match_bipartite
 from vitdown.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,9 +27,25 @@ PLAIN = ROOT / 'configs/mctf/vit-mini_1xb128-10e_cifar10-32x32.py'
 MCTF = ROOT / 'configs/mctf/mctf-r8_vit-mini_1xb128-3e_cifar10-32x32.py'
 POLICIES = {
     'no fusion': None,
-    **{f'ToMe r={r}': dict(type='ToMe', r=r) for r in (4, 7, 9)},
-    **{f'MCTF r={r}': dict(type='MCTF', r=r) for r in (5, 8, 11)},
+    **{f'ToMe r={r}': dict(type='ToMe', r=r) for r in (4, 7, 9, 13, 24)},
+    **{f'MCTF r={r}': dict(type='MCTF', r=r) for r in (5, 8, 11, 24)},
+    'MCTF r=20, all blocks': dict(type='MCTF', r=20, layers=[*range(6)], min_tokens=2),
+    **{f'random r={r}': dict(type='RandomFusion', r=r) for r in (9, 13, 24)},
 }
+
+
+@MODELS.register_module()
+class RandomFusion(ToMe):
+    """ToMe with random scores: as many tokens of the same two sets fuse, whatever they are."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def match(self, key: Tensor, r: int) -> Assignment:
+        shape = cosine_scores(key.mean(dim=1), self.num_protected).shape
+        scores = torch.rand(shape, generator=self.generator).to(key.device)
+        return match_bipartite(scores, r, self.num_protected)
 
 
 def parse_args() -> argparse.Namespace:
