@@ -190,6 +190,31 @@ def test_masked_checkpoint_is_exported_exactly(pruned, tiny_config):
         torch.testing.assert_close(dense(images), masked(images)[:, gates[0]], rtol=0, atol=1e-5)
 
 
+def test_any_head_is_exported_with_the_embedding_whole(tiny_config, tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(
+        f"_base_ = '{tiny_config}'\n"
+        "loss = dict(type='ArcFaceLoss', num_classes=8, embedding_size=24)\n"
+        "model = dict(head=dict(loss_id=dict(type='MetricLearningLoss', loss=loss)))\n"
+    )
+    cfg = load_config(str(path))
+    model = MODELS.build(cfg.model)
+    with torch.no_grad():
+        for part in (*model.backbone.layers[0].ffn.layers[0][0].parameters(),):
+            part[:8] = 0
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'masked.pth')
+    call_tool('export_pruned', path, tmp_path / 'masked.pth', tmp_path / 'small.pth')
+    arch = load_checkpoint_file(tmp_path / 'small.pth')['meta']['arch']
+    assert arch['feedforward_channels'] == [40, 48]
+
+
+def test_giving_up_is_a_failure(tiny_config, checkpoint, tmp_path):
+    args = ['--target-macs', 0.2, '--max-epochs', 1, '--work-dir', tmp_path]
+    groups = ['--group-sizes', *GROUPS]
+    with pytest.raises(SystemExit, match='gave up at 100.0 % of the macs, above the target of 20'):
+        call_tool('prune', tiny_config, checkpoint, *args, *groups)
+
+
 @pytest.mark.parametrize(
     ('tool', 'args', 'message'),
     [
@@ -198,6 +223,7 @@ def test_masked_checkpoint_is_exported_exactly(pruned, tiny_config):
         ('prune', ['--target-macs', '0.5', '--latency-table', 'x.json'], 'is for --target-latency'),
         ('prune', ['--target-macs', '0.5', '--group-sizes', 'emb=x'], 'takes KIND=UNITS'),
         ('prune', ['--target-macs', '0.5', '--max-epochs', '0'], '--max-epochs must be at least 1'),
+        ('prune', ['--target-macs', '0.5', '--max-iters', '9'], 'give --max-epochs'),
         ('export_pruned', ['{tmp}/a.pth'], 'Nothing is pruned'),
         ('export_pruned', ['{tmp}/a.onnx'], r'must be a \.pth file'),
     ],

@@ -48,13 +48,15 @@ def main() -> None:
     model = MODELS.build(cfg.model)
     check_fit(model, state_dict, f'Checkpoint {args.checkpoint}')
     model.load_state_dict(state_dict)
-    structure = ViTStructure(model)
+    structure = ViTStructure(model, embedding=False)
     history = []
     if 'pruning' in content:
         state = content['pruning']['pruner']
         gates, history = [gate.bool() for gate in state['gates']], state['history']
     else:
         gates = structure.gates_from_zeros(state_dict)
+    if not gates[0].all():
+        structure = ViTStructure(model)
     if all(gate.all() for gate in gates) and not args.recipe:
         raise ConfigError(
             f'Nothing is pruned in {args.checkpoint}; a dense model gets another config by --recipe'

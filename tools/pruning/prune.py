@@ -23,6 +23,8 @@ from vitdown.engine.launch import (
     run_tool,
 )
 
+LIMITS = dict(max_epochs=1000, max_iters=100_000)
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -40,9 +42,9 @@ def parse_args() -> argparse.Namespace:
         '--lr', type=float,
         help="constant; default: a tenth of the config's, or the config's if it prunes by itself",
     )  # fmt: skip
-    parser.add_argument('--max-epochs', type=int, default=1000, help='give up after so many')
+    parser.add_argument('--max-epochs', type=int, help='give up after so many (1000)')
     parser.add_argument(
-        '--max-iters', type=int, default=100_000, help='likewise, of configs that count iterations'
+        '--max-iters', type=int, help='likewise, of configs that count iterations (100000)'
     )
     parser.add_argument(
         '--recipe', metavar='CONFIG',
@@ -116,7 +118,12 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         optimizer.lr = 0.1 * optimizer.lr
     cfg.param_scheduler = None
     limit = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
-    cfg.train_cfg[limit] = getattr(args, limit)
+    for name in LIMITS:
+        if name != limit and getattr(args, name) is not None:
+            flag, right = (f'--{key.replace("_", "-")}' for key in (name, limit))
+            raise ConfigError(f'{flag} does not fit: the config trains by {limit}; give {right}')
+    given = getattr(args, limit)
+    cfg.train_cfg[limit] = LIMITS[limit] if given is None else given
     if cfg.train_cfg[limit] < 1:
         raise ConfigError(f'--{limit.replace("_", "-")} must be at least 1')
     # What pruning leaves is worth nothing before it is fine-tuned.
@@ -128,7 +135,15 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_args(cfg, args)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    runner.train()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, PruningHook))
+    if not hook.done:
+        raise SystemExit(
+            f'error: pruning gave up at {100 * hook.pruner.cost_ratio:.1f} % of the {hook.cost}, '
+            f'above the target of {100 * hook.targets[-1]:g} %, which has no model; allow more '
+            '--max-epochs or --max-iters, a shorter --interval or a larger --prune-per-event'
+        )
 
 
 if __name__ == '__main__':
