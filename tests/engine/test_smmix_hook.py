@@ -256,7 +256,10 @@ def test_reidentifiers_have_all_their_losses_after_mixing(tmp_path, metric_losse
 
 
 def one_step(
-    model: nn.Module, labels: range | list = range(6), **options
+    model: nn.Module,
+    labels: range | list = range(6),
+    images: torch.Tensor | None = None,
+    **options,
 ) -> tuple[dict[str, torch.Tensor], list[DataSample]]:
     """Losses and samples of one batch that is mixed."""
     hook = SMMixHook(seed=3, **options)
@@ -264,7 +267,8 @@ def one_step(
     hook.prepare(model)
     hook.watch(model)
     samples = [DataSample().set_gt_label(i) for i in labels]
-    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    if images is None:
+        images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return model.train()(images, samples, mode='loss'), samples
 
 
@@ -275,6 +279,39 @@ def test_weights_reach_the_losses():
     )
     for name, weight in dict(loss=1.0, loss_fine=0.5, loss_con=3.0).items():
         torch.testing.assert_close(weighted[name], weight * losses[name])
+
+
+@pytest.mark.parametrize(
+    ('options', 'share'),
+    [
+        (dict(switch_prob=1.0, region_ratio=(0.25, 0.25)), 15 / 16),
+        (dict(switch_prob=1.0, region_ratio=(0.75, 0.75)), 7 / 16),
+        (dict(switch_prob=0.0, mixup_alpha=1e6), 1 / 2),
+    ],
+)
+def test_options_of_the_draw_count(options, share):
+    """On 4x4 tokens: regions of one and of nine, and Mixup in equal parts."""
+    _, samples = one_step(build(classifier()), label_smooth=0.0, **options)
+    for label, sample in enumerate(samples):
+        assert sample.gt_score[label].item() == pytest.approx(share, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    'head',
+    [
+        dict(type='mmpretrain.DeiTClsHead'),
+        dict(type='vitdown.DistilledClsHead', loss_on='cls'),
+        dict(type='vitdown.DistilledClsHead', loss_on='both'),
+    ],
+)
+def test_two_classifiers_are_one_prediction(head):
+    """Pasting changes nothing in images of one colour: neither does the prediction."""
+    config = classifier(vit_backbone(type='vitdown.DistilledVisionTransformer'))
+    model = build({**config, 'head': {**config['head'], **head}})
+    for parameter in model.head.parameters():
+        nn.init.normal_(parameter)
+    losses, _ = one_step(model, switch_prob=1.0, images=torch.ones(6, 3, 16, 16))
+    assert losses['loss_con'].item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize(('probe_amp', 'dtype'), [(True, torch.bfloat16), (False, torch.float32)])
@@ -501,8 +538,15 @@ def test_mistakes_get_one_clear_message(tmp_path, name):
         dict(pairing='roll'),
         dict(metric_losses='mixed'),
         dict(stop_epoch=-1),
+        dict(stop_epoch=1.5),
+        dict(region_ratio=0.5),
+        dict(fine_weight=-1),
+        dict(consistency_weight='x'),
+        dict(seed='x'),
+        dict(share_token_head='no'),
+        dict(probe_amp='false'),
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: '-'.join(map(str, next(iter(options.items())))),
 )
 def test_options_are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -519,3 +563,6 @@ def test_mixed_images_are_not_mixed_again(tmp_path):
     sample = DataSample().set_gt_score(torch.full((NUM_CLASSES,), 1 / NUM_CLASSES))
     with pytest.raises(ValueError, match='come with gt_score'):
         model(torch.rand(1, 3, 16, 16), [sample], mode='loss')
+    for sample in (DataSample(), DataSample().set_gt_label([0, 1])):
+        with pytest.raises(ValueError, match='Every sample needs one gt_label'):
+            model(torch.rand(1, 3, 16, 16), [sample], mode='loss')

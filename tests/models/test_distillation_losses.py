@@ -172,11 +172,42 @@ def test_gradients_of_uskd_go_where_they_should():
         (lambda: USKDLoss(4, rank_mode='rank'), 'rank_mode'),
         (lambda: USKDLoss(4, num_classes=2), 'num_classes'),
         (lambda: ViTKDLoss(4, 4, mask_ratio=0), 'mask_ratio'),
+        (lambda: ViTKDLoss(4, '8'), 'teacher_dims'),
+        (lambda: NKDLoss(gamma=-1), 'gamma'),
+        (lambda: NKDLoss(loss_weight=None), 'loss_weight'),
+        (lambda: KDLoss(temperature='a'), 'temperature'),
+        (lambda: DKDLoss(beta=float('nan')), 'beta'),
+        (lambda: USKDLoss(4, alpha=True), 'alpha'),
+        (lambda: USKDLoss(4, exclude_zero_targets='no'), 'exclude_zero_targets'),
+        (lambda: USKDLoss(-2), 'in_channels'),
     ],
 )
 def test_arguments_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+WEIGHTED = {
+    'nkd': (NKDLoss, lambda zs, zt, y: (zs, zt, y)),
+    'kd': (KDLoss, lambda zs, zt, y: (zs, zt)),
+    'dkd': (DKDLoss, lambda zs, zt, y: (zs, zt, y)),
+    'uskd': (lambda **kwargs: USKDLoss(9, 9, **kwargs), lambda zs, zt, y: (zt.float(), zs, y)),
+    'vitkd': (
+        lambda **kwargs: ViTKDLoss(6, 6, **kwargs),
+        lambda zs, zt, y: 2 * (torch.rand(4, 2, 9, 6), torch.rand(4, 9, 6)),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', WEIGHTED)
+def test_weights_of_the_losses_count(name):
+    make, arguments = WEIGHTED[name]
+    values = []
+    for loss_weight in (1.0, 3.0):
+        torch.manual_seed(0)
+        values.append(make(loss_weight=loss_weight)(*arguments(*batch())))
+    assert values[0] > 0
+    torch.testing.assert_close(values[1], 3 * values[0])
 
 
 def test_vitkd_wants_one_square_grid():

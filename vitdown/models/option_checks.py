@@ -1,4 +1,6 @@
+import math
 from collections.abc import Sequence
+from numbers import Real
 
 
 def check_integers(
@@ -30,6 +32,24 @@ def check_integers(
     raise ValueError(f'{name} must be {what} {limits}, got {value!r}')
 
 
+def check_numbers(low: float = 0, high: float = math.inf, **numbers: object) -> None:
+    """Check options that are finite numbers.
+
+    Args:
+        low (float): Smallest number allowed. Defaults to 0.
+        high (float): Largest number allowed. Defaults to infinity, for no limit.
+        **numbers: Values by the options' names.
+
+    Raises:
+        ValueError: If one is anything else.
+    """
+    limits = f'from {low} to {high}' if math.isfinite(high) else f'of at least {low}'
+    for name, value in numbers.items():
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(f'{name} must be a number {limits}, got {value!r}')
+
+
 def check_flags(**flags: object) -> None:
     """Check options that are switches.
 
@@ -39,6 +59,16 @@ def check_flags(**flags: object) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ValueError(f'{name} must be True or False, got {value!r}')
+
+
+def check_rate(name: str, value: object) -> None:
+    """Check an option that is a probability.
+
+    Raises:
+        ValueError: If it is no number from 0 to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f'{name} must be a number from 0 to 1, got {value!r}')
 
 
 def refuse_token_fusion(backbone: object, token_fusion: object, reason: str) -> None:

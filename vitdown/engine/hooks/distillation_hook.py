@@ -17,6 +17,7 @@ from vitdown.models.distillation import (
     build_teacher,
     find_module,
 )
+from vitdown.models.option_checks import check_flags, check_integers
 from vitdown.registry import HOOKS
 
 from .attached_module import ModuleHook, check_counts_epochs, is_training_run, unwrap
@@ -63,8 +64,12 @@ class DistillationHook(ModuleHook):
         taps: Mapping[str, str | dict] | None = None,
         warmup_epochs: int = 0,
     ) -> None:
-        if warmup_epochs < 0:
-            raise ValueError(f'warmup_epochs must be at least 0, got {warmup_epochs}')
+        check_integers('warmup_epochs', warmup_epochs, 0)
+        check_flags(teacher_eval=teacher_eval)
+        if not isinstance(taps, Mapping | None):
+            raise ValueError(
+                f"taps must be a dict such as dict(student_logits='head.fc'), got {taps!r}"
+            )
         self.losses = {name: dict(config) for name, config in losses.items()}
         self.taps = dict(taps or {})
         self.warmup_epochs = warmup_epochs
@@ -345,8 +350,7 @@ class StopDistillHook(Hook):
     """
 
     def __init__(self, stop_epoch: int) -> None:
-        if stop_epoch < 0:
-            raise ValueError(f'stop_epoch must be at least 0, got {stop_epoch}')
+        check_integers('stop_epoch', stop_epoch, 0)
         self.stop_epoch = stop_epoch
 
     def before_train(self, runner: Runner) -> None:

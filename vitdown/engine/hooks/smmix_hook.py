@@ -1,5 +1,7 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vitdown.models.distillation import DistilledClassifier, Tap, find_module
+from vitdown.models.distillation import DistilledClassifier, Tap, batch_target, find_module
 from vitdown.models.identifiers import ReIdentifier
 from vitdown.models.mixing import (
     AttentionProbe,
@@ -27,6 +29,7 @@ from vitdown.models.mixing import (
     smooth_onehot,
     token_geometry,
 )
+from vitdown.models.option_checks import check_flags, check_integers, check_numbers
 from vitdown.registry import HOOKS
 
 from .attached_module import ModuleHook, check_counts_epochs, is_training_run, unwrap
@@ -52,6 +55,16 @@ class TokenHead(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(..., K)`` of means ``(..., C)``."""
         return self.fc(x)
+
+
+def _is_range(ratio: object) -> bool:
+    """Whether these are two numbers in (0, 1), the smaller one first."""
+    return (
+        isinstance(ratio, Sequence)
+        and len(ratio) == 2
+        and all(isinstance(side, Real) for side in ratio)
+        and 0 < ratio[0] <= ratio[1] < 1
+    )
 
 
 @dataclass
@@ -94,8 +107,8 @@ class SMMixHook(ModuleHook):
         consistency_weight (float): Weight of ``loss_con``. Defaults to 1.0.
         attention (str): Attention that scores a patch: ``'patch_mean'``, that of all patches, or
             ``'cls'``, that of the class token. Defaults to ``'patch_mean'``.
-        share_token_head (bool): Classify the parts by the model's own classifier. Defaults to
-            False.
+        share_token_head (bool): Classify the parts by the model's own classifier (of two, that of
+            the class token). Defaults to False.
         probe_amp (bool): Mixed precision in the clean pass too, where training has it. Defaults to
             True.
         pairing (str): ``'flip'`` pairs the first image with the last and so on, ``'random'`` by a
@@ -129,22 +142,27 @@ class SMMixHook(ModuleHook):
         stop_epoch: int | None = None,
         seed: int | None = None,
     ) -> None:
-        if not 0 <= switch_prob <= 1:
-            raise ValueError(f'switch_prob must be in [0, 1], got {switch_prob}')
-        if not mixup_alpha > 0:
+        check_numbers(high=1, switch_prob=switch_prob, label_smooth=label_smooth)
+        check_numbers(
+            mixup_alpha=mixup_alpha, fine_weight=fine_weight, consistency_weight=consistency_weight
+        )
+        check_flags(share_token_head=share_token_head, probe_amp=probe_amp)
+        for name, value in dict(stop_epoch=stop_epoch, seed=seed).items():
+            if value is not None:
+                check_integers(name, value, 0)
+        if mixup_alpha == 0:
             raise ValueError(f'mixup_alpha must be positive, got {mixup_alpha}')
-        if len(region_ratio) != 2 or not 0 < region_ratio[0] <= region_ratio[1] < 1:
+        if not _is_range(region_ratio):
             raise ValueError(
-                f'region_ratio must be two numbers in (0, 1), the smaller first, got {region_ratio}'
+                'region_ratio must be two numbers in (0, 1), the smaller first, got '
+                f'{region_ratio!r}'
             )
-        if not 0 <= label_smooth < 1:
-            raise ValueError(f'label_smooth must be in [0, 1), got {label_smooth}')
+        if label_smooth == 1:
+            raise ValueError('label_smooth=1 leaves nothing of the labels; choose a smaller one')
         if pairing not in ('flip', 'random'):
             raise ValueError(f"pairing must be 'flip' or 'random', got {pairing!r}")
         if metric_losses not in ('skip', 'clean'):
             raise ValueError(f"metric_losses must be 'skip' or 'clean', got {metric_losses!r}")
-        if stop_epoch is not None and stop_epoch < 0:
-            raise ValueError(f'stop_epoch must be at least 0, got {stop_epoch}')
         self.draw = partial(
             draw_mix,
             switch_prob=switch_prob,
@@ -259,9 +277,9 @@ class SMMixHook(ModuleHook):
         if call.get('mode') != 'loss' or not model.training:
             return None
         inputs, samples = call['inputs'], call['data_samples']
-        if any('gt_score' in sample for sample in samples):
+        if any('gt_score' in sample for sample in samples or ()):
             raise ValueError('SMMixHook needs labels, but the images come with gt_score: mixed?')
-        labels = torch.cat([sample.gt_label for sample in samples])
+        labels = batch_target(samples)
         self._step = _Step(Mix(1.0))
         if not self._mixing and isinstance(self._probe.model, ReIdentifier):
             return None

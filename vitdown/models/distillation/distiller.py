@@ -19,12 +19,12 @@ def batch_target(data_samples: list | None) -> Tensor:
         ValueError: If there are no samples, or they have no label, or several each.
     """
     if not data_samples:
-        raise ValueError('Distillation from labels needs data_samples')
+        raise ValueError('Training on labels needs data_samples')
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples])
     labels = [sample.get('gt_label') for sample in data_samples]
     if any(label is None or label.numel() != 1 for label in labels):
-        raise ValueError('Distillation needs one gt_label, or gt_score, in every sample')
+        raise ValueError('Every sample needs one gt_label, or a gt_score')
     return torch.cat([label.reshape(1) for label in labels])
 
 

@@ -1,4 +1,5 @@
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-POOLS = ('auto', 'mean', 'patches', None)
+POOLS = ('auto', 'mean', 'patches', 'average', None)
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -57,6 +58,16 @@ def find_classifier(model: nn.Module) -> str:
     )
 
 
+def _find_logits(model: nn.Module) -> str | dict:
+    """The classifier of the head, or both where it returns the mean of two (distilled DeiT ...)."""
+    path = find_classifier(model)
+    inner = path.removeprefix('head.')
+    for twin in (re.sub(r'\bhead\b', name, inner) for name in ('head_dist', 'dist_head')):
+        if twin != inner and twin in dict(model.head.named_modules()):
+            return dict(module=[path, f'head.{twin}'], pool='average')
+    return path
+
+
 def _find_middle(model: nn.Module) -> str:
     backbone = getattr(model, 'backbone', model)
     layers = getattr(backbone, 'layers', None)
@@ -94,7 +105,7 @@ def _extra_tokens(model: nn.Module, path: str) -> int:
 
 #: What ``'auto'`` means for a tap named ``student_<key>`` or ``teacher_<key>``.
 _AUTO: dict[str, Callable[[nn.Module], str | dict]] = {
-    'logits': find_classifier,
+    'logits': _find_logits,
     'mid': _find_middle,
     'low': _find_first_layers,
     'high': _find_last_tokens,
@@ -107,10 +118,11 @@ class Tap:
 
     Attributes:
         paths (tuple[str, ...]): Names of modules; of outputs that are tuples the first entry
-            counts. Outputs of several are stacked along dimension 1.
+            counts. Outputs of several are stacked along dimension 1 unless ``pool`` averages them.
         pool (str, optional): ``'auto'`` averages feature maps ``(B, C, H, W)`` and takes the class
             token of ``(B, N, C)``, or the mean where there is none; ``'mean'`` averages both;
-            ``'patches'`` drops tokens that are no patches; None for outputs as they are.
+            ``'patches'`` drops tokens that are no patches; ``'average'`` is the mean over the
+            modules, as of two classifiers; None for outputs as they are.
         num_extra_tokens (int): Leading tokens that are no patches; the first is the class token.
     """
 
@@ -152,6 +164,8 @@ class Tap:
 
     def shape(self, outputs: Sequence[Tensor]) -> Tensor:
         """Outputs of the modules in the form that ``pool`` says."""
+        if self.pool == 'average':
+            return torch.stack(tuple(outputs)).mean(dim=0)
         pooled = [self._pool(output) for output in outputs]
         return pooled[0] if len(pooled) == 1 else torch.stack(pooled, dim=1)
 

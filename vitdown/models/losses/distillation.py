@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..option_checks import check_numbers
+
 
 def full_precision(x: Tensor) -> Tensor:
     """``x`` in float32, or as it is in float64: half precision is too coarse to rank classes."""
@@ -188,6 +190,7 @@ class NKDLoss(DistillationLoss):
         self, temperature: float = 1.0, gamma: float = 1.5, loss_weight: float = 1.0
     ) -> None:
         super().__init__()
+        check_numbers(gamma=gamma, loss_weight=loss_weight)
         self.temperature = check_temperature(temperature)
         self.gamma = gamma
         self.loss_weight = loss_weight
@@ -212,8 +215,8 @@ class KDLoss(DistillationLoss):
         self, temperature: float = 4.0, alpha: float = 0.5, loss_weight: float = 1.0
     ) -> None:
         super().__init__()
-        if not 0 <= alpha <= 1:
-            raise ValueError(f'alpha must be in [0, 1], got {alpha}')
+        check_numbers(high=1, alpha=alpha)
+        check_numbers(loss_weight=loss_weight)
         self.temperature = check_temperature(temperature)
         self.alpha = alpha
         self.loss_weight = loss_weight
@@ -244,6 +247,7 @@ class DKDLoss(DistillationLoss):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        check_numbers(alpha=alpha, beta=beta, loss_weight=loss_weight)
         self.temperature = check_temperature(temperature)
         self.alpha = alpha
         self.beta = beta
@@ -263,6 +267,7 @@ def check_temperature(temperature: float) -> float:
     Raises:
         ValueError: Unless it is positive.
     """
+    check_numbers(temperature=temperature)
     if not temperature > 0:
         raise ValueError(f'temperature must be positive, got {temperature}')
     return temperature

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..option_checks import check_flags, check_integers, check_numbers
 from .distillation import DistillationLoss, full_precision
 
 WEAK_LABEL_SMOOTHING = 0.1
@@ -207,6 +208,10 @@ class USKDLoss(DistillationLoss):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        check_integers('in_channels', in_channels, 1)
+        check_integers('num_classes', num_classes, 1)
+        check_numbers(alpha=alpha, beta=beta, mu=mu, loss_weight=loss_weight)
+        check_flags(exclude_zero_targets=exclude_zero_targets)
         check_rank_mode(rank_mode)
         if num_classes < 3:
             raise ValueError(f'USKD ranks non-target classes; num_classes={num_classes} is too few')

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
+from ..option_checks import check_integers, check_numbers
 from .distillation import DistillationLoss, full_precision
 
 
@@ -35,8 +36,12 @@ class ViTKDLoss(DistillationLoss):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        check_integers('student_dims', student_dims, 1)
+        check_integers('teacher_dims', teacher_dims, 1)
+        check_numbers(alpha=alpha, beta=beta, mask_ratio=mask_ratio, loss_weight=loss_weight)
         if not 0 < mask_ratio <= 1:
             raise ValueError(f'mask_ratio must be in (0, 1], got {mask_ratio}')
+        self.teacher_dims = teacher_dims
         self.alpha = alpha
         self.beta = beta
         self.mask_ratio = mask_ratio
@@ -84,6 +89,11 @@ class ViTKDLoss(DistillationLoss):
                 f'{num_patches} patches of the student and {teacher_high.shape[1]} of the '
                 'teacher: ViTKD needs one square grid for both'
             )
+        if teacher_high.shape[2] != self.teacher_dims:
+            raise ValueError(
+                f"The teacher's tokens have width {teacher_high.shape[2]}, ViTKD was made for "
+                f'{self.teacher_dims}; set teacher_dims={teacher_high.shape[2]}'
+            )
         low = torch.stack([align(x) for align, x in zip(self.align2, student_low.unbind(1))], 1)
         low_error = full_precision(low) - full_precision(teacher_low.detach())
         mimic = self.alpha / batch * low_error.square().sum()
@@ -116,7 +126,8 @@ class ViTKDLoss(DistillationLoss):
             noise (Tensor, optional): ``(B, P)``, see :meth:`random_mask`; drawn if None.
 
         Raises:
-            ValueError: If the patch grids differ or are not square.
+            ValueError: If the patch grids differ or are not square, or the teacher's tokens are not
+                as wide as ``teacher_dims``.
         """
         return self.loss_weight * sum(
             self.parts(student_low, student_high, teacher_low, teacher_high, noise)
