@@ -17,8 +17,9 @@ from vitdown.engine.hooks import (
     SMMixHook,
     StopDistillHook,
     USKDHook,
+    ViTKDHook,
 )
-from vitdown.models.distillation import Recorder, Tap
+from vitdown.models.distillation import Recorder, Tap, build_teacher
 from vitdown.models.losses import KDLoss
 from vitdown.models.losses.distillation import nkd_parts
 from vitdown.registry import MODELS
@@ -336,25 +337,31 @@ def test_reidentifiers_learn_from_reidentifiers(tmp_path):
             USKDHook,
             dict(alpha=0.3, beta=0.7, mu=0.2, rank_mode='prob', exclude_zero_targets=True),
         ),
+        (ViTKDHook, dict(teacher_dims=8, alpha=0.3, beta=0.7, mask_ratio=0.2)),
     ],
 )
 def test_options_reach_the_loss(hook, options):
     own = dict(in_channels=4, num_classes=5) if hook is USKDHook else dict(teacher=BestGuess())
     (config,) = hook(**own, **options).losses.values()
-    loss = MODELS.build(config)
+    width = dict(student_dims=4) if hook is ViTKDHook else {}
+    loss = MODELS.build({**config, **width})
     assert {name: getattr(loss, name) for name in options} == options
 
 
 def test_warmup_of_the_distillation(tmp_path):
-    steps = []
-    for warmup_epochs in (0, 4):
+    """With learning rate 0; what the loss on labels loses grows with the distillation."""
+    still = dict(optimizer=dict(type='SGD', lr=0.0), paramwise_cfg=None)
+    steps = {}
+    for warmup_epochs in (None, 0, 4):
         model = build(classifier())
-        steps.append(watch(model))
-        hook = NKDHook(BestGuess(), taps=dict(teacher_logits='score'), warmup_epochs=warmup_epochs)
-        train(model, tmp_path / str(warmup_epochs), [hook], epochs=1)
-    plain, warm = (step[0] for step in steps)
-    assert warm['loss'] == pytest.approx(plain['loss'])
-    assert warm['loss_nkd'] == pytest.approx(plain['loss_nkd'] / 4)
+        steps[warmup_epochs] = watch(model)
+        options = dict(taps=dict(teacher_logits='score'), warmup_epochs=warmup_epochs, alpha=0.8)
+        hooks = [] if warmup_epochs is None else [KDHook(BestGuess(), **options)]
+        train(model, tmp_path / str(warmup_epochs), hooks, epochs=6, optim_wrapper=still)
+    for epoch, factor in enumerate((0.25, 0.5, 0.75, 1, 1, 1)):
+        plain, full, warm = (steps[key][2 * epoch] for key in (None, 0, 4))
+        assert warm['loss_kd'] == pytest.approx(factor * full['loss_kd'])
+        assert warm['loss'] == pytest.approx((1 - 0.8 * factor) * plain['loss'])
 
 
 @pytest.mark.parametrize(
@@ -546,6 +553,14 @@ MISTAKES = {
         r"There is a loss 'loss' already; .*losses=dict\(loss_2=",
     ),
     'warm-up': (lambda f: nkd(f, warmup_epochs=-1), ValueError, 'warmup_epochs must be'),
+    'mode of the teacher': (lambda f: nkd(f, teacher_eval='no'), ValueError, 'teacher_eval must'),
+    'taps': (lambda f: nkd(f, taps='head.fc'), ValueError, 'taps must be a dict such as'),
+    'weight': (lambda f: nkd(f, gamma='x'), ValueError, 'gamma must be a number of at least 0'),
+    "teacher's width": (
+        lambda f: {**HOOKS['vitkd'](f), 'teacher_dims': 48},
+        ValueError,
+        'set teacher_dims=32',
+    ),
     'nothing to stop': (lambda f: StopDistillHook(1), ValueError, 'nothing is distilled'),
 }
 
@@ -561,6 +576,69 @@ def test_mistakes_get_one_clear_message(tmp_path, teacher_file, name):
     make, error, message = MISTAKES[name]
     with pytest.raises(error, match=message):
         train(build(classifier()), tmp_path, [make(teacher_file)], epochs=1)
+
+
+def test_teachers_with_misplaced_norms_are_refused():
+    backbone = vit_backbone(type='mmpretrain.DeiT3')
+    backbone['arch']['feedforward_channels'] = 96
+    with pytest.raises(ValueError, match="backbone=dict\\(type='vitdown.DeiT3'"):
+        build_teacher(classifier(backbone), 'weights.pth')
+
+
+def test_only_a_resumed_training_gets_the_weak_classifier_back(tmp_path):
+    class Inspect(USKDHook):
+        def before_train(self, runner):
+            super().before_train(runner)
+            self.weight = self.attached.module['loss_uskd'].fc.weight.detach().clone()
+
+    train(build(classifier()), tmp_path, [USKDHook()], epochs=1)
+    file = tmp_path / 'epoch_1.pth'
+    kept = load_checkpoint_file(file)['loss_uskd']['loss_uskd.fc.weight']
+    for name in ('resume', 'start'):
+        hook = Inspect()
+        options = dict(load_from=str(file), resume=name == 'resume')
+        train(build(classifier()), tmp_path / name, [hook], epochs=2, **options)
+        assert torch.equal(hook.weight, kept) == (name == 'resume')
+
+
+@pytest.mark.parametrize(
+    ('before', 'after', 'message'),
+    [
+        ([], ['USKDHook'], 'has no loss_uskd: it was trained without'),
+        (['USKDHook'], [], 'brings loss_uskd along.*by load_from'),
+        (['SMMixHook', 'USKDHook'], ['USKDHook'], 'brings smmix_token_head along.*stop_epoch'),
+    ],
+)
+def test_a_training_resumes_with_its_hooks(tmp_path, before, after, message):
+    def run(hooks, **kwargs):
+        hooks = [dict(type=name) for name in ('CompatibilityHook', *hooks)]
+        train(build(classifier()), tmp_path, hooks, **kwargs)
+
+    run(before, epochs=1)
+    with pytest.raises(ValueError, match=message):
+        run(after, epochs=2, resume=True)
+
+
+TWO_CLASSIFIERS = {
+    'DeiTClsHead': lambda x: [(x, x.flip(1))],
+    'vitdown.DistilledClsHead': lambda x: [(x, x.flip(1))],
+    'LeViTClsHead': lambda x: [x],
+    'EfficientFormerClsHead': lambda x: [x],
+}
+
+
+@pytest.mark.parametrize('name', TWO_CLASSIFIERS)
+def test_the_prediction_of_two_classifiers_is_tapped(name):
+    model = nn.Module()
+    scope = {} if '.' in name else dict(_scope_='mmpretrain')
+    model.head = MODELS.build(dict(type=name, num_classes=5, in_channels=4, **scope)).eval()
+    for parameter in model.head.parameters():
+        nn.init.normal_(parameter)
+    tap = Tap.parse('auto', 'teacher_logits', model)
+    with torch.no_grad(), Recorder(model, dict(teacher_logits=tap)) as recorder:
+        expected = model.head(TWO_CLASSIFIERS[name](torch.rand(2, 4)))
+    assert len(tap.paths) == 2
+    torch.testing.assert_close(recorder['teacher_logits'], expected)
 
 
 MIDDLES = {

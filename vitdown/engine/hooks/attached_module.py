@@ -29,6 +29,27 @@ def check_counts_epochs(runner: Runner, option: str) -> None:
         )
 
 
+#: Key of checkpoints for the names of the modules that hooks brought along.
+ATTACHED = 'attached_modules'
+
+
+def check_attached(runner: Runner, checkpoint: dict) -> None:
+    """Check that hooks bring the modules along that those of an interrupted training brought.
+
+    Raises:
+        ValueError: If one is missing: its parameters are in the optimizer's state.
+    """
+    attached = (getattr(hook, 'attached', None) for hook in runner.hooks)
+    present = {module.name for module in attached if module is not None}
+    for name in checkpoint.get(ATTACHED, ()):
+        if name not in present:
+            raise ValueError(
+                f'The training to resume had a hook that brings {name} along. Resume with it '
+                '(stop_epoch ends mixing, StopDistillHook distillation), or start from the weights '
+                'by load_from'
+            )
+
+
 class AttachedModule:
     """Parameters that a training hook brings along, as long as the training runs.
 
@@ -99,10 +120,20 @@ class AttachedModule:
         checkpoint[self.name] = {
             key.removeprefix(self._prefix): state_dict.pop(key) for key in keys
         }
+        checkpoint.setdefault(ATTACHED, []).append(self.name)
 
-    def after_load_checkpoint(self, checkpoint: dict) -> None:
-        """Put the weights back, or the initial ones if the checkpoint has none."""
-        weights = checkpoint.get(self.name) or self.module.state_dict()
+    def after_load_checkpoint(self, checkpoint: dict, resume: bool) -> None:
+        """Put the weights back; a training that does not resume keeps its initial ones.
+
+        Raises:
+            ValueError: If the checkpoint to resume from has none.
+        """
+        if resume and self.name not in checkpoint:
+            raise ValueError(
+                f'The checkpoint has no {self.name}: it was trained without the hook that brings '
+                'it. Resume with the hooks of that run, or start from its weights by load_from'
+            )
+        weights = checkpoint[self.name] if resume else self.module.state_dict()
         state_dict = checkpoint.get('state_dict', checkpoint)
         state_dict.update({self._prefix + key: value for key, value in weights.items()})
 
@@ -135,7 +166,7 @@ class ModuleHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.attached is not None:
-            self.attached.after_load_checkpoint(checkpoint)
+            self.attached.after_load_checkpoint(checkpoint, runner._resume)
 
     def after_train(self, runner: Runner) -> None:
         if self.attached is not None:

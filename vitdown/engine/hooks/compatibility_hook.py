@@ -5,6 +5,8 @@ from torch.utils.data import DataLoader
 from vitdown.datasets import IdentitySampler
 from vitdown.registry import HOOKS
 
+from .attached_module import check_attached, is_training_run
+
 
 @HOOKS.register_module()
 class CompatibilityHook(Hook):
@@ -14,10 +16,16 @@ class CompatibilityHook(Hook):
     information of the model, where both say how many they have, and the batch size with the
     identities and images that the sampler puts into a batch.
 
+    A training that resumes needs the hooks that brought parameters along.
+
     Raises:
         ValueError: If the dataset has more identities or cameras than the model, or a batch is not
-            what the sampler draws.
+            what the sampler draws, or a hook with parameters is missing.
     """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume and is_training_run(runner):
+            check_attached(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
         model = getattr(runner.model, 'module', runner.model)

@@ -5,6 +5,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
+from mmpretrain.models.backbones import DeiT3 as MMPretrainDeiT3
 from torch import Tensor, nn
 
 from vitdown.registry import MODELS
@@ -26,7 +27,8 @@ def build_teacher(
             :mod:`vitdown.converters`.
 
     Raises:
-        ValueError: If there is no checkpoint, or a checkpoint for a model that is there already.
+        ValueError: If there is no checkpoint, or a checkpoint for a model that is there already, or
+            a config asks for mmpretrain's DeiT3.
         CheckpointError: If the weights do not fit.
     """
     if isinstance(teacher, nn.Module):
@@ -45,6 +47,12 @@ def build_teacher(
     if scope:
         teacher.setdefault('_scope_', scope)
     model = MODELS.build(teacher)
+    if any(isinstance(module, MMPretrainDeiT3) for module in model.modules()):
+        raise ValueError(
+            "mmpretrain's DeiT3 runs ln1 before the MLP, which costs the released weights most of "
+            "their accuracy; give the teacher a backbone=dict(type='vitdown.DeiT3', arch=...), "
+            'which takes the same checkpoint'
+        )
     load_pretrained(model, checkpoint, source, prefix=None)
     return model
 
