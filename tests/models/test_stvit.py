@@ -448,6 +448,35 @@ def test_compressed_stage_works_on_any_size():
     assert shapes == [(16, 32, 16), (32, 9, 6), (64, 5, 3)]
 
 
+@pytest.mark.parametrize('recover', [True, False])
+@pytest.mark.parametrize('size', [(192, 192), (160, 224), (96, 64), (224, 224)])
+def test_classifiers_of_small_images_shrink_their_windows(recover, size):
+    """As Swin's do: to the map, which then is not shifted."""
+    depths = dict(TINY, depths=[1, 1, 6, 2])
+    model = swin(
+        arch=depths, key_mode='released_cls', recover=recover, img_size=size, num_semantic=2
+    )
+    outs = model(torch.rand(1, 3, *size))
+    sides = [min(size) // stride for stride in (4, 8, 16, 32)]
+    assert outs[1].shape[2:] == (size[0] // 8, size[1] // 8)
+    if recover:
+        windows = [stage.blocks[0].attn.w_msa.window_size[0] for stage in model.stages]
+        assert windows == [min(side, 7) for side in sides]
+        assert outs[3].shape[2:] == (size[0] // 32, size[1] // 32)
+    shape = outs[3].shape[2:]
+    if shape[0] == shape[1]:
+        attention = model.stages[3].blocks[1].attn
+        tokens = torch.rand(1, shape[0] * shape[1], 64)
+        torch.testing.assert_close(attention(tokens, tuple(shape)), attention.w_msa(tokens))
+
+
+def test_images_smaller_than_the_windows_are_refused():
+    for recover, stage, side in ((True, 4, 160), (False, 3, 96)):
+        model = swin(key_mode='released_cls', recover=recover)
+        with pytest.raises(ValueError, match=f'Stage {stage} has .* of {side}x200 .* set img_size'):
+            model(torch.rand(1, 3, side, 200))
+
+
 # Messages
 
 
@@ -462,6 +491,14 @@ def test_compressed_stage_works_on_any_size():
         (dict(recover=False, num_base=5), 'num_base=5 must leave 2 generation layers'),
         (dict(key_mode='released_cls', pad_mask='official'), "leave out pad_mask='official'"),
         (dict(key_mode='released_cls', pad_mask=False), 'leave out pad_mask=False'),
+        (dict(pad_mask=0), 'pad_mask must be one of .* got 0'),
+        (dict(drop_path_rate=2.0), 'drop_path_rate must be a number from 0 to 1, got 2.0'),
+        (dict(semantic_shortcut='no'), "semantic_shortcut must be True or False, got 'no'"),
+        (dict(conv_pos='no'), "conv_pos must be True or False, got 'no'"),
+        (dict(with_cp='no'), "with_cp must be True or False, got 'no'"),
+        (dict(recover=False, num_base='2'), "num_base must be an integer of at least 1, got '2'"),
+        (dict(out_indices=(0, 0)), r'out_indices \(0, 0\) names a stage twice'),
+        (dict(key_mode='released_cls', img_size=32), 'num_semantic must be .* from 1 to 2, got 3'),
         (dict(key_mode='released_cls', key_windows=(14, 21)), 'key_windows has no effect with'),
         (dict(key_mode='released_cls', recover_key_window=9), 'recover_key_window has no effect'),
         (dict(num_base=2), 'num_base has no effect with recover=True'),
@@ -507,6 +544,9 @@ def test_parameters_that_fix_the_input_size(option):
         (dict(out_type='cls_token'), 'has no class token'),
         (dict(num_base=5), 'do not fit into 6 layers'),
         (dict(num_generation=1), 'there is none'),
+        (dict(num_generation=2.0), 'num_generation must be an integer of at least 1, got 2.0'),
+        (dict(num_base=-1), 'num_base must be an integer of at least 0, got -1'),
+        (dict(semantic_grid=(20, 20)), 'more rows or columns than the 8x8 patches of img_size'),
         (dict(semantic_grid=4), 'semantic_grid must be 2 integer.* sequence of at least 1, got 4'),
         (dict(semantic_grid=(0, 4)), 'semantic_grid must be 2 integer.* sequence of at least 1'),
         (dict(pool='inter'), "pool must be one of .* got 'inter'"),

@@ -74,6 +74,8 @@ class STViTDeiT(VisionTransformer):
         if out_type == 'cls_token':
             raise ValueError("STViTDeiT has no class token; use out_type='avg_featmap'")
         check_integers('semantic_grid', semantic_grid, low=1, sizes=(2,))
+        check_integers('num_base', num_base, low=0)
+        check_integers('num_generation', num_generation, low=1)
         self.num_base = num_base
         self.num_generation = num_generation
         super().__init__(
@@ -84,7 +86,7 @@ class STViTDeiT(VisionTransformer):
             norm_cfg=norm_cfg,
             **kwargs,
         )
-        if num_generation < 1 or not 0 <= num_base <= self.num_layers - num_generation:
+        if num_base + num_generation > self.num_layers:
             raise ValueError(
                 f'num_base={num_base} and num_generation={num_generation} do not fit into '
                 f'{self.num_layers} layers'
@@ -92,6 +94,12 @@ class STViTDeiT(VisionTransformer):
         if use_global_center and num_generation < 2:
             raise ValueError('The global centres enter the second generation layer, there is none')
         self.semantic_grid = (semantic_grid[0], semantic_grid[1])
+        patches = self.patch_resolution
+        if semantic_grid[0] > patches[0] or semantic_grid[1] > patches[1]:
+            raise ValueError(
+                f'semantic_grid={self.semantic_grid} has more rows or columns than the '
+                f'{patches[0]}x{patches[1]} patches of img_size'
+            )
         self.pool = RegionPooling(self.embed_dims, self.semantic_grid, pool, norm_cfg)
         self.global_center = None
         if use_global_center:

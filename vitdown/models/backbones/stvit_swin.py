@@ -5,12 +5,12 @@ import torch
 from mmengine.model.weight_init import trunc_normal_
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones import SwinTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
 from ..layers import FusedWindowMSA
-from ..option_checks import check_integers, refuse_token_fusion
+from ..option_checks import check_flags, check_integers, check_rate, refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .stvit_stages import CompressedStage, ConvStem, DumbbellStage
@@ -40,8 +40,10 @@ class STViTSwin(SwinTransformer):
         window_size (int): Side of the windows. Defaults to 7.
         num_semantic (int): Side of a window in semantic tokens. Defaults to 3.
         key_mode (str): ``'window'`` or ``'released_cls'``, see :class:`DumbbellStage`; with
-            ``recover=False`` ``'window'`` pads small maps in stages 1 and 2 too. Defaults to
-            ``'window'``.
+            ``recover=False`` they differ by small maps alone. ``'window'`` pads maps to whole
+            windows. ``'released_cls'`` shrinks the windows of a stage to its map at ``img_size``
+            where that is smaller, as Swin's classifiers do; smaller inputs are refused. Defaults
+            to ``'window'``.
         key_windows (Sequence[int], optional): See :class:`DumbbellStage`; with ``recover=False``
             one for the first generation layer, as the second sees the image. Defaults to (14, 21),
             and to (14, ).
@@ -73,6 +75,7 @@ class STViTSwin(SwinTransformer):
 
     Raises:
         ValueError: For settings out of range, that do not fit each other or would have no effect.
+            In the forward pass: for inputs smaller than the windows of ``'released_cls'``.
 
     Examples:
         >>> import torch
@@ -126,6 +129,16 @@ class STViTSwin(SwinTransformer):
             relative_pos=relative_pos,
             pad_mask=pad_mask,
         )
+        check_flags(
+            use_global_center=use_global_center,
+            relative_pos=relative_pos,
+            conv_pos=conv_pos,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+        )
+        if semantic_shortcut is not None:
+            check_flags(semantic_shortcut=semantic_shortcut)
+        check_rate('drop_path_rate', drop_path_rate)
         windowed = key_mode == 'window'
         if key_windows is None:
             key_windows = (14, 21) if recover else (14,)
@@ -136,17 +149,27 @@ class STViTSwin(SwinTransformer):
                 check_integers(f'arch.{name}', arch.get(name), low=1, sizes=(4,))
         check_integers('img_size', to_2tuple(img_size), low=1, sizes=(2,))
         check_integers('window_size', window_size, low=1)
-        check_integers('num_semantic', num_semantic, low=1, high=window_size)
+        self.img_size = to_2tuple(img_size)
+        windows = [window_size] * 4
+        if not windowed:
+            windows = [min(window_size, *size) for size in _stage_sizes(self.img_size)]
+        check_integers('num_semantic', num_semantic, low=1, high=windows[2])
+        if not recover:
+            # Two windows of semantic tokens merge to one, of a single one the half
+            alone = not windowed and min(_stage_sizes(self.img_size)[2]) <= windows[2]
+            windows[3] = -(-num_semantic // 2) if alone else num_semantic
         check_integers('out_indices', out_indices, low=0, high=3, sizes=(1, 2, 3, 4))
+        if len(set(out_indices)) < len(out_indices):
+            raise ValueError(f'out_indices {out_indices!r} names a stage twice')
+        if num_base is not None:
+            check_integers('num_base', num_base, low=1)
         check_integers('frozen_stages', frozen_stages, low=-1, high=3)
         if windowed or not recover:
             check_integers('key_windows', key_windows, low=window_size, sizes=(1 + recover,))
             check_integers('recover_key_window', recover_key_window, low=num_semantic)
-        self.img_size = to_2tuple(img_size)
         block_cfg = dict(pad_small_map=windowed, attn_cfgs=dict(window_msa=FusedWindowMSA))
-        stage_cfg = dict(block_cfgs=block_cfg)
-        # Without recovery, two windows of semantic tokens merge to one.
-        last_cfg = stage_cfg if recover else dict(stage_cfg, window_size=num_semantic)
+        stage_cfgs = [dict(block_cfgs=block_cfg, window_size=side) for side in windows]
+        stage_cfgs[2] = dict(depth=0)  # The third stage is ours.
         super().__init__(
             arch=arch,
             img_size=img_size,
@@ -158,11 +181,11 @@ class STViTSwin(SwinTransformer):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             norm_cfg=norm_cfg,
-            # The third stage is ours.
-            stage_cfgs=[stage_cfg, stage_cfg, dict(depth=0), last_cfg],
+            stage_cfgs=stage_cfgs,
             init_cfg=init_cfg,
         )
         self.recover = recover
+        self.windows = windows if not windowed else None
         self.patch_embed = ConvStem(self.embed_dims, in_channels, stem_norm_cfg)
         self.patch_resolution = tuple(-(-size // ConvStem.stride) for size in self.img_size)
         first, depth = sum(self.depths[:2]), self.depths[2]
@@ -170,7 +193,7 @@ class STViTSwin(SwinTransformer):
         sizes = (4 * self.embed_dims, depth, self.num_heads[2])
         options: dict[str, Any] = dict(
             input_size=tuple(-(-size // 4) for size in self.patch_resolution),
-            window_size=window_size,
+            window_size=windows[2],
             num_semantic=num_semantic,
             pad_mask=pad_mask,
             relative_pos=relative_pos,
@@ -204,6 +227,26 @@ class STViTSwin(SwinTransformer):
             param_name = param_name.replace('global_center', f'blocks.{index}')
         return super().get_layer_depth(param_name, prefix)
 
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images ``(B, 3, H, W)`` to the maps ``(B, C, h, w)`` of the stages ``out_indices``."""
+        if self.windows is not None:
+            self._check_size((x.shape[2], x.shape[3]))
+        return super().forward(x)
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        """Refuse inputs whose map in a stage is smaller than the stage's windows."""
+        assert self.windows is not None
+        for i, (stage, side) in enumerate(zip(_stage_sizes(size), self.windows)):
+            if i == 3 and not self.recover:
+                stage = self.stages[2].layout(_stage_sizes(size)[2]).semantic_size
+                stage = (-(-stage[0] // 2), -(-stage[1] // 2))
+            if min(stage) < side:
+                raise ValueError(
+                    f'Stage {i + 1} has windows of {side}x{side}, an input of '
+                    f'{size[0]}x{size[1]} gives it a map of {stage[0]}x{stage[1]}: set img_size to '
+                    "the input size, which shrinks them, or use key_mode='window'"
+                )
+
     def train(self, mode: bool = True) -> 'STViTSwin':
         super().train(mode)
         return self
@@ -224,6 +267,12 @@ class STViTSwin(SwinTransformer):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+
+def _stage_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes of the four stages' maps of image tokens for an input size."""
+    strides = [ConvStem.stride * 2**i for i in range(4)]
+    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
 
 
 def _check_modes(

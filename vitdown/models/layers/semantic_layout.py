@@ -40,7 +40,8 @@ class SemanticLayout:
     pad_mask: str | bool = 'exact'
 
     def __post_init__(self) -> None:
-        if self.pad_mask not in PAD_MASKS:
+        # 0 equals False and is none
+        if not isinstance(self.pad_mask, (str, bool)) or self.pad_mask not in PAD_MASKS:
             raise ValueError(f'pad_mask must be one of {PAD_MASKS}, got {self.pad_mask!r}')
 
     @property
