@@ -13,6 +13,7 @@ offsets[i]:offsets[i+1]), PART_masks (N, H, W) and PART_names.
 import argparse
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,24 @@ def encode_mask(mask: np.ndarray, num_classes: int) -> bytes:
     return buffer.getvalue()
 
 
+def check_part(pack: Mapping[str, np.ndarray], part: str) -> None:
+    """Check that a part's arrays fit each other.
+
+    Raises:
+        ConfigError: If one has another length than the names say.
+    """
+    count = len(pack[f'{part}_names'])
+    for key, length in (('offsets', count + 1), ('masks', count)):
+        if len(pack[f'{part}_{key}']) != length:
+            raise ConfigError(
+                f'{part}_{key} has {len(pack[f"{part}_{key}"])} entries; {count} images need '
+                f'{length}'
+            )
+    end = int(pack[f'{part}_offsets'][-1])
+    if end != len(pack[f'{part}_jpeg']):
+        raise ConfigError(f'{part}_jpeg has {len(pack[f"{part}_jpeg"])} bytes, not {end}')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('pack', type=Path, help='the .npz file')
@@ -42,6 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.pack.is_file():
         raise FileNotFoundError(f'{args.pack} does not exist')
+    if args.destination.is_file():
+        raise ConfigError(f'{args.destination} is a file; name a folder')
     if not zipfile.is_zipfile(args.pack):
         raise ConfigError(f'{args.pack} is no .npz file')
     with np.load(args.pack) as pack:
@@ -49,6 +70,8 @@ def main() -> None:
         missing = [key for key in keys if key not in pack]
         if missing:
             raise ConfigError(f'{args.pack} has no {missing[0]}; is it the CamVid pack?')
+        for part in PARTS:
+            check_part(pack, part)
         names = [str(name) for name in pack['class_names'] if str(name) != 'unlabelled']
         for part in PARTS:
             images, offsets, masks = (pack[f'{part}_{key}'] for key in ('jpeg', 'offsets', 'masks'))
