@@ -46,7 +46,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='evaluate in mixed precision')
     parser.add_argument(
         '--show-dir',
-        help='write pictures here: a ranking list for each query, or what a detector finds',
+        help='write pictures here: a ranking list for each query, or what a detector or a '
+        'segmentor finds',
     )
     parser.add_argument(
         '--show-max', type=int, default=100, help='at most so many ranking lists (default: 100)'
@@ -92,6 +93,12 @@ def apply_show_dir(cfg: Config, folder: str, max_queries: int) -> None:
     if drawing.get('type') == 'DetVisualizationHook':
         # MMDetection would join a relative path to the work dir anew for each batch.
         drawing.update(draw=True, test_out_dir=os.path.abspath(folder))
+        return
+    if drawing.get('type') == 'SegVisualizationHook':
+        # MMSegmentation draws through the visualizer, below the work dir unless told.
+        drawing.draw = True
+        backend = dict(type='LocalVisBackend', img_save_dir=os.path.abspath(folder))
+        cfg.visualizer.vis_backends = [backend]
         return
     reid_metric(cfg, '--show-dir')
     hook = dict(type='RankingListHook', out_dir=folder, max_queries=max_queries)

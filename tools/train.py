@@ -1,6 +1,7 @@
 """Train a model.
 
-python tools/train.py CONFIG [--resume] [--amp] [--auto-scale-lr] [--cfg-options KEY=VALUE ...]
+python tools/train.py CONFIG [--resume] [--amp | --no-amp] [--auto-scale-lr]
+    [--cfg-options KEY=VALUE ...]
 """
 
 import argparse
@@ -31,7 +32,11 @@ def parse_args() -> argparse.Namespace:
         help='resume from a checkpoint; without a value, from the latest one in the work dir that '
         'can be loaded',
     )
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--amp',
+        action=argparse.BooleanOptionalAction,
+        help="train in mixed precision, or not; as the config's optim_wrapper says by default",
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
     parser.add_argument(
         '--auto-scale-lr',
@@ -48,11 +53,7 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     cfg.launcher = args.launcher
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if args.amp:
-        if not torch.cuda.is_available():
-            raise ConfigError('--amp needs a GPU')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    apply_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if not cfg.get('auto_scale_lr'):
             raise ConfigError(
@@ -65,6 +66,25 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
             cfg.load_from, cfg.resume = checkpoint, True
     elif args.resume is not None:
         cfg.load_from, cfg.resume = args.resume, True
+
+
+def apply_amp(cfg: Config, amp: bool | None) -> None:
+    """Train in mixed precision or not; None for what the config says."""
+    wrapper = cfg.get('optim_wrapper', {})
+    if amp:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    elif amp is False and wrapper.get('type') == 'AmpOptimWrapper':
+        wrapper.type = 'OptimWrapper'
+        for option in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(option, None)
+    if wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+        raise ConfigError(
+            '--amp needs a GPU'
+            if amp
+            else 'The config trains in mixed precision (AmpOptimWrapper), which needs a GPU: add '
+            '--no-amp to train in full precision'
+        )
 
 
 def main() -> None:

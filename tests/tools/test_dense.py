@@ -257,24 +257,50 @@ def test_the_cost_of_a_segmentor_is_that_of_its_training_images(config, size):
     assert tuple(input_size(model)) == tuple(batch['inputs'].shape[2:]) == size
 
 
-def spoil_image(pack):
-    content = json.loads((pack / 'val.json').read_text())
-    content['images'][0]['file_name'] = 'val/lost.jpg'
-    (pack / 'val.json').write_text(json.dumps(content))
+def spoil(change):
+    """How to change the annotations of a pack."""
+
+    def write(pack):
+        content = json.loads((pack / 'val.json').read_text())
+        change(content)
+        (pack / 'val.json').write_text(json.dumps(content))
+
+    return write
+
+
+def damage(pack):
+    """One image of the archive, and not the first."""
+    content = bytearray((pack / 'images.zip').read_bytes())
+    with zipfile.ZipFile(pack / 'images.zip') as archive:
+        start = archive.getinfo('train/1.jpg').header_offset
+    content[start + 200] ^= 255
+    (pack / 'images.zip').write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ('spoil', 'message'),
     [
-        (spoil_image, 'val.json: val/lost.jpg and 0 more are not in images.zip'),
+        (
+            spoil(lambda c: c['images'][0].update(file_name='val/lost.jpg')),
+            'val.json: val/lost.jpg and 0 more are not in images.zip',
+        ),
+        (spoil(lambda c: c['images'][1].pop('file_name')), r'images\[1\] has no file_name'),
+        (spoil(lambda c: c.update(images=['a'])), r"val.json: images\[0\] is 'a', not an object"),
+        (spoil(lambda c: c['annotations'][0].pop('image_id')), r'annotations\[0\] has no image_id'),
+        (spoil(lambda c: c['annotations'][0].pop('bbox')), r'annotations\[0\] has no bbox'),
+        (spoil(lambda c: c['images'][1].update(id=0)), 'val.json: images has the id 0 twice'),
+        (damage, 'images.zip: train/1.jpg is damaged'),
         (lambda pack: (pack / 'val.json').write_text('{"images": ['), 'val.json is no JSON file'),
         (lambda pack: (pack / 'val.json').write_text('{}'), 'val.json has no list of images'),
         (lambda pack: (pack / 'val.json').write_text('[]'), 'val.json has no list of images'),
         (lambda pack: (pack / 'images.zip').write_text('page'), 'images.zip is no zip file'),
         (lambda pack: (pack / 'images.zip').unlink(), 'needs images.zip and at least one'),
     ],
-    ids=['image', 'json', 'keys', 'list', 'zip', 'no zip'],
-)
+    ids=[
+        'image', 'file name', 'no object', 'owner', 'box', 'twice', 'damaged', 'json', 'keys',
+        'list', 'zip', 'no zip',
+    ],
+)  # fmt: skip
 def test_a_broken_pack_is_refused(nuclei_pack, tmp_path, monkeypatch, spoil, message):
     """And nothing of it is written."""
     pack = shutil.copytree(nuclei_pack, tmp_path / 'pack')
@@ -283,6 +309,14 @@ def test_a_broken_pack_is_refused(nuclei_pack, tmp_path, monkeypatch, spoil, mes
     with pytest.raises(ConfigError, match=message):
         unpack_coco.main()
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_is_no_destination(nuclei_pack, tmp_path, monkeypatch):
+    (tmp_path / 'out').write_text('notes')
+    monkeypatch.setattr(sys, 'argv', ['tool', str(nuclei_pack), str(tmp_path / 'out')])
+    with pytest.raises(ConfigError, match='out is a file; name a folder'):
+        unpack_coco.main()
+    assert (tmp_path / 'out').read_text() == 'notes'
 
 
 def test_another_file_than_camvids_is_refused(tmp_path, monkeypatch):
@@ -299,8 +333,8 @@ def test_another_file_than_camvids_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_segmentor_trains(tmp_path):
-    """From the pack to a checkpoint, on maps of odd sizes."""
+def camvid_pack():
+    """Two small images in each part, as the real pack is laid out."""
     rng = np.random.default_rng(0)
     pack = dict(class_names=np.array([*(f'class{i}' for i in range(11)), 'unlabelled']))
     for part in ('train', 'val', 'test'):
@@ -309,6 +343,29 @@ def test_a_segmentor_trains(tmp_path):
         pack[f'{part}_offsets'] = np.cumsum([0, *map(len, images)])
         pack[f'{part}_masks'] = rng.integers(0, 12, (2, 45, 60), dtype=np.uint8)
         pack[f'{part}_names'] = np.array(['a.png', 'b.png'])
+    return pack
+
+
+@pytest.mark.parametrize(
+    ('key', 'keep', 'message'),
+    [
+        ('val_offsets', 2, 'val_offsets has 2 entries; 2 images need 3'),
+        ('test_masks', 1, 'test_masks has 1 entries; 2 images need 2'),
+        ('train_jpeg', 10, 'train_jpeg has 10 bytes, not'),
+    ],
+)
+def test_short_arrays_of_camvid_are_refused(tmp_path, monkeypatch, key, keep, message):
+    pack = camvid_pack()
+    np.savez(tmp_path / 'camvid.npz', **{**pack, key: pack[key][:keep]})
+    monkeypatch.setattr(sys, 'argv', ['tool', str(tmp_path / 'camvid.npz'), str(tmp_path / 'out')])
+    with pytest.raises(ConfigError, match=message):
+        unpack_camvid.main()
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_segmentor_trains(tmp_path):
+    """From the pack to a checkpoint and pictures, on maps of odd sizes."""
+    pack = camvid_pack()
     np.savez(tmp_path / 'camvid.npz', **pack)
     tool = 'tools/dataset_converters/unpack_camvid.py'
     run_tool(tool, tmp_path / 'camvid.npz', tmp_path / 'camvid')
@@ -323,3 +380,9 @@ def test_a_segmentor_trains(tmp_path):
     assert 0 <= losses(tmp_path / 'work')[-1]['mIoU'] <= 100
     weights = load_checkpoint_file(tmp_path / 'work/epoch_1.pth')['state_dict']
     assert all(torch.isfinite(value).all() for value in weights.values())
+    run_tool(
+        'tools/test.py', CAMVID, tmp_path / 'work/epoch_1.pth', '--work-dir', tmp_path / 'work',
+        '--show-dir', os.path.relpath(tmp_path / 'found', ROOT), '--cfg-options',
+        'test_dataloader.num_workers=0', env={'VITDOWN_DATA': str(tmp_path)},
+    )  # fmt: skip
+    assert [len(list((tmp_path / 'found').glob(f'test_{name}*'))) for name in 'ab'] == [1, 1]

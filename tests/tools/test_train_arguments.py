@@ -4,9 +4,11 @@ from argparse import ArgumentParser, Namespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 
-from tools.train import apply_args
-from vitdown.engine.launch import add_config_arguments
+from tests.conftest import ROOT
+from tools.train import apply_amp, apply_args
+from vitdown.engine.launch import ConfigError, add_config_arguments
 from vitdown.registry import HOOKS
 
 from ..test_docs import PAGES, commands
@@ -52,6 +54,21 @@ def test_hooks_in_the_commands_of_the_documents_build():
     assert len(hooks) == len(lines) > 0
     for hook in hooks:
         HOOKS.build(hook)
+
+
+@pytest.mark.parametrize('amp', [None, False])
+def test_recipes_in_mixed_precision_need_a_gpu_or_no_amp(monkeypatch, amp):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    path = ROOT / 'configs/stvit/mask-rcnn_stvit-r-swin-t_fpn_8xb2-1x_coco.py'
+    cfg = Config.fromfile(path)
+    if amp is None:
+        with pytest.raises(ConfigError, match='needs a GPU: add --no-amp to train in full'):
+            apply_amp(cfg, amp)
+        return
+    apply_amp(cfg, amp)
+    wrapper = build_optim_wrapper(torch.nn.Linear(2, 2), cfg.optim_wrapper)
+    assert type(wrapper) is OptimWrapper
+    assert wrapper.optimizer.param_groups[0]['lr'] == 1e-4
 
 
 def test_resume_keeps_the_weights_to_start_from(tmp_path):
