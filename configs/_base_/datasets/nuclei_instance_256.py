@@ -1,7 +1,7 @@
 # Nuclei of the 2018 Data Science Bowl, from tools/dataset_converters/unpack_coco.py
 data_root = '{{$VITDOWN_DATA:data}}/nuclei_dsb2018/'
 metainfo = dict(classes=('nucleus',))
-input_size = (256, 256)  # width, height of the largest image
+input_size = (256, 256)  # limits of width and height: images of 320x256 shrink to 256x205
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
