@@ -45,8 +45,8 @@ def check_numbers(low: float = 0, high: float = math.inf, **numbers: object) -> 
     """
     limits = f'from {low} to {high}' if math.isfinite(high) else f'of at least {low}'
     for name, value in numbers.items():
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
+        number = float(value) if isinstance(value, Real) else math.nan
+        if isinstance(value, bool) or not math.isfinite(number) or not low <= number <= high:
             raise ValueError(f'{name} must be a number {limits}, got {value!r}')
 
 
