@@ -1,6 +1,7 @@
 """Recipes of STViT-R's configs, as built."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -109,8 +110,114 @@ def test_segmentation_recipe(size):
     assert (warmup.type, warmup.end) == ('LinearLR', 1500)
     assert (poly.type, poly.power, poly.begin, poly.end) == ('PolyLR', 1.0, 1500, 240_000)
     assert cfg.train_cfg.max_iters == 240_000
+    assert cfg.model.backbone.drop_path_rate == 0.3
+    assert cfg.model.backbone.pad_mask == 'exact'
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01
+    )
+    assert cfg.model.decode_head.loss_decode.loss_weight == 1.0
+    assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.train_dataloader.dataset.pipeline[3].crop_size == (512, 512)
+
+
+SCALES = [(side, 1333) for side in range(480, 801, 32)]
+ONCE = dict(max_epochs=12, milestones=[8, 11], crop=None)
+THRICE = dict(max_epochs=36, milestones=[27, 33], crop=(384, 600))
+
+
+@pytest.mark.parametrize('size', 'tsb')
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('mask-rcnn_{}_fpn_8xb2-1x_coco', ONCE),
+        ('mask-rcnn_{}_fpn_8xb2-ms-3x_coco', THRICE),
+        ('cascade-mask-rcnn_{}_fpn_8xb2-ms-3x_coco', THRICE),
+    ],
+)
+def test_detection_recipe(name, expected, size):
+    """Values of the released configs and of Swin's; the Swin twins train alike."""
+    cfg = load(name.format(f'stvit-r-swin-{size}'))
+    twin = load(name.format(f'swin-{size}'))
+    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'):
+        assert cfg[key] == twin[key]
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    assert 'clip_grad' not in cfg.optim_wrapper
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05
+    )
+    assert cfg.train_cfg.max_epochs == expected['max_epochs']
+    warmup, steps = cfg.param_scheduler
+    assert (warmup.type, warmup.start_factor, warmup.end) == ('LinearLR', 0.001, 500)
+    assert (steps.type, steps.gamma) == ('MultiStepLR', 0.1)
+    assert (steps.milestones, steps.end) == (expected['milestones'], expected['max_epochs'])
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.model.backbone.pad_mask == 'exact'
+    test_sizes = [step.scale for step in cfg.test_dataloader.dataset.pipeline if 'scale' in step]
+    assert test_sizes == [(1333, 800)]
+    steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert steps['RandomFlip'].prob == 0.5
+    if expected['crop'] is None:
+        assert steps['Resize'].scale == (1333, 800)
+        return
+    (whole,), (before, crop, after) = steps['RandomChoice'].transforms
+    assert whole.scales == after.scales == SCALES
+    assert before.scales == [(400, 1333), (500, 1333), (600, 1333)]
+    assert (crop.crop_type, crop.crop_size) == ('absolute_range', expected['crop'])
+    assert crop.allow_negative_crop
+
+
+@pytest.mark.parametrize('name', ['stvit-r-swin-t', 'stvit-swin-b', 'stvit-deit-small'])
+def test_classification_recipe(name):
+    cfg = load(f'{name}_16xb64-300e_in1k-224')
+    mixing = {step['type'].split('.')[-1]: step.alpha for step in cfg.model.train_cfg.augments}
+    assert mixing == dict(Mixup=0.8, CutMix=1.0)
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    steps = {step['type'].split('.')[-1]: step for step in cfg.train_dataloader.dataset.pipeline}
+    augment, erasing = steps['RandAugment'], steps['RandomErasing']
+    assert augment.policies == 'timm_increasing'
+    assert (augment.magnitude_level, augment.total_level, augment.magnitude_std) == (9, 10, 0.5)
+    assert (augment.num_policies, augment.hparams.interpolation) == (2, 'bicubic')
+    assert (erasing.erase_prob, erasing.mode) == (0.25, 'rand')
+    crop = steps['RandomResizedCrop']
+    assert (crop.scale, crop.interpolation) == (224, 'bicubic')
+    test = {step['type'].split('.')[-1]: step for step in cfg.test_dataloader.dataset.pipeline}
+    assert (test['ResizeEdge'].scale, test['ResizeEdge'].interpolation) == (256, 'bicubic')
+    assert test['CenterCrop'].crop_size == 224
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='AdamW', lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), eps=1e-8
+    )
+
+
+def official_swin(weights):
+    """Names of Swin's repository for those of MMDetection."""
+    names = {'stages.': 'layers.', '.w_msa.': '.', 'projection': 'proj'}
+    names |= {'ffn.layers.0.0.': 'mlp.fc1.', 'ffn.layers.1.': 'mlp.fc2.'}
+    renamed = {}
+    for key, value in weights.items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        renamed[key] = value
+    return renamed
+
+
+@pytest.mark.parametrize(('size', 'name'), [('t', 'tiny'), ('s', 'small'), ('b', 'base')])
+def test_the_swin_baselines_of_upernet_start_from_official_weights(tmp_path, size, name):
+    cfg = load(f'upernet_swin-{size}_8xb2-240k_ade20k-512x512').model.backbone
+    assert cfg.init_cfg.checkpoint.endswith(f'/swin_{name}_patch4_window7_224.pth')
+    cfg.update(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 4])
+    cfg.init_cfg.checkpoint = str(tmp_path / 'swin.pth')
+    source, model = MODELS.build(cfg), MODELS.build(cfg)
+    weights = {key: torch.rand_like(v.float()) for key, v in source.state_dict().items()}
+    weights = {k: v for k, v in weights.items() if not re.match(r'norm\d|.*position_index', k)}
+    torch.save({'model': official_swin(weights)}, cfg.init_cfg.checkpoint)
+    model.init_weights()
+    loaded = model.state_dict()
+    for key, value in weights.items():
+        # Patch merging has its channels in another order
+        same = sorted if 'downsample' in key else list
+        assert same(loaded[key].flatten().tolist()) == same(value.flatten().tolist()), key
 
 
 @pytest.mark.parametrize(('size', 'rate'), [('t', 0.2), ('s', 0.3), ('b', 0.4)])
@@ -124,13 +231,7 @@ def test_cascade_recipe(size):
     swin = load(f'cascade-mask-rcnn_swin-{size}_fpn_8xb2-ms-3x_coco')
     for key in ('neck', 'rpn_head', 'roi_head', 'train_cfg', 'test_cfg', 'data_preprocessor'):
         assert ours.model[key] == swin.model[key]
-    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'):
-        assert ours[key] == swin[key]
     assert ours.model.backbone.drop_path_rate == (0.3 if size == 'b' else 0.2)
-    assert ours.train_cfg.max_epochs == 36
-    warmup, steps = ours.param_scheduler
-    assert (warmup.start_factor, warmup.end) == (0.001, 500)
-    assert steps.milestones == [27, 33]
     heads = ours.model.roi_head.bbox_head
     assert [head.loss_bbox for head in heads] == [dict(type='GIoULoss', loss_weight=10.0)] * 3
     assert [head.norm_cfg.type for head in heads] == ['SyncBN'] * 3
@@ -143,11 +244,5 @@ def test_cascade_recipe(size):
     assert (proposals.nms_pre, proposals.max_per_img) == (2000, 2000)
     assert [stage.assigner.pos_iou_thr for stage in ours.model.train_cfg.rcnn] == [0.5, 0.6, 0.7]
     assert ours.model.test_cfg.rcnn.score_thr == 0.05
-    pipeline = [TRANSFORMS.build(step) for step in ours.train_dataloader.dataset.pipeline]
-    whole, cropped = pipeline[3].transforms
-    assert [scale[0] for scale in whole.transforms[0].scales] == [*range(480, 801, 32)]
-    assert [type(step).__name__ for step in cropped] == [
-        'RandomChoiceResize',
-        'RandomCrop',
-        'RandomChoiceResize',
-    ]
+    for step in ours.train_dataloader.dataset.pipeline:
+        TRANSFORMS.build(step)

@@ -13,12 +13,18 @@ model = dict(
         size=(512, 512),
     ),
     backbone=dict(
-        type='SwinTransformer',
+        # MMDetection's reads the official weights as they are, MMSegmentation's does not.
+        type='mmdet.SwinTransformer',
         embed_dims=96,
         depths=[2, 2, 6, 2],
         num_heads=[3, 6, 12, 24],
         drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/swin-t_in1k.pth'),
+        convert_weights=True,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'
+            'swin_tiny_patch4_window7_224.pth',
+        ),
     ),
     decode_head=dict(
         type='UPerHead',
