@@ -109,8 +109,10 @@ class PruningHook(Hook):
         stop: bool = True,
         **pruner: Any,
     ) -> None:
-        several = isinstance(targets, Sequence) and not isinstance(targets, str)
-        targets = list(targets) if several else [targets]
+        if isinstance(targets, Sequence) and not isinstance(targets, str):
+            targets = list(targets)
+        else:
+            targets = [targets]
         if not targets or any(
             not isinstance(target, (int, float)) or not 0 < target < 1 for target in targets
         ):

@@ -274,7 +274,9 @@ def layer_sizes(arch: Mapping[str, Any]) -> list[dict[str, int]]:
         check_integers(f'arch.{name}', arch[name], 1)
 
     def spread(name: str, value: Sizes) -> list[int]:
-        values = list(value) if isinstance(value, (list, tuple)) else [value] * num_layers
+        values: list[Any] = [value] * num_layers
+        if isinstance(value, (list, tuple)):
+            values = list(value)
         if len(values) != num_layers or any(type(v) is not int or v < 1 for v in values):
             raise ValueError(
                 f'arch.{name} must be an integer or a list with one for each of the {num_layers} '
