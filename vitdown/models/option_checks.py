@@ -61,16 +61,6 @@ def check_flags(**flags: object) -> None:
             raise ValueError(f'{name} must be True or False, got {value!r}')
 
 
-def check_rate(name: str, value: object) -> None:
-    """Check an option that is a probability.
-
-    Raises:
-        ValueError: If it is no number from 0 to 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f'{name} must be a number from 0 to 1, got {value!r}')
-
-
 def refuse_token_fusion(backbone: object, token_fusion: object, reason: str) -> None:
     """Say why a backbone takes no token fusion.
 

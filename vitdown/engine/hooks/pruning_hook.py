@@ -151,6 +151,8 @@ class PruningHook(Hook):
         )
         self.pruner: GlobalPruner | None = None
         self._steps = 0
+        # The pruner's cost ratio, which events alone change: every step asks for it
+        self._ratio = 1.0
         self._state: dict | None = None
         self._handle: RemovableHandle | None = None
 
@@ -177,6 +179,7 @@ class PruningHook(Hook):
             self.pruner.load_state_dict(self._state['pruner'])
             self._steps = self._state['steps']
             self._check_passed_targets(runner)
+        self._ratio = self.pruner.cost_ratio
         if isinstance(self.recipe, str):
             recipe = load_config(self.recipe)
             check_key_sources(recipe.to_dict())  # it is written beside the dense model
@@ -291,13 +294,13 @@ class PruningHook(Hook):
     @property
     def done(self) -> bool:
         """Whether the last target is reached."""
-        return self.pruner.cost_ratio <= self.targets[-1]
+        return self._ratio <= self.targets[-1]
 
     def _event(self) -> None:
-        before = self.pruner.cost_ratio
+        before = self._ratio
         entry = self.pruner.event(self._next_bound(before))
         self._mask_average()
-        after = entry['cost_ratio']
+        self._ratio = after = entry['cost_ratio']
         print_log(
             f'Pruning event {entry["event"]}: {self.cost} of the blocks {100 * after:.1f} % of the '
             'full model',

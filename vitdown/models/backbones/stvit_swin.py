@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import FusedWindowMSA
-from ..option_checks import check_flags, check_integers, check_rate, refuse_token_fusion
+from ..option_checks import check_flags, check_integers, check_numbers, refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .stvit_stages import CompressedStage, ConvStem, DumbbellStage
@@ -138,7 +138,7 @@ class STViTSwin(SwinTransformer):
         )
         if semantic_shortcut is not None:
             check_flags(semantic_shortcut=semantic_shortcut)
-        check_rate('drop_path_rate', drop_path_rate)
+        check_numbers(high=1, drop_path_rate=drop_path_rate)
         windowed = key_mode == 'window'
         if key_windows is None:
             key_windows = (14, 21) if recover else (14,)
