@@ -1,8 +1,8 @@
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def open_logger():
     """A runner closes its log file and leaves the logger current; later tests need an open one."""
     yield
     if 'mmengine.logging' in sys.modules:
-        sys.modules['mmengine.logging'].MMLogger.get_instance(f'after_{random.getrandbits(64)}')
+        sys.modules['mmengine.logging'].MMLogger.get_instance(f'after_{uuid4().hex}')
 
 
 @pytest.fixture(scope='session')

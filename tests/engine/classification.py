@@ -1,7 +1,7 @@
 """Tiny classification runs, for tests of training hooks."""
 
-import random
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from mmengine.registry import init_default_scope
@@ -112,7 +112,7 @@ def make_runner(
         custom_hooks=hooks,
         randomness=dict(seed=kwargs.pop('seed', 7)),
         default_scope=scope,
-        experiment_name=f'{work_dir.name}_{random.getrandbits(64)}',
+        experiment_name=f'{work_dir.name}_{uuid4().hex}',
         log_level='ERROR',
         **kwargs,
     )

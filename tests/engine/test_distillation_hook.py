@@ -1,4 +1,4 @@
-import random
+from uuid import uuid4
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ from .classification import (
 @pytest.fixture(autouse=True)
 def open_logger_for_the_next_test():
     yield
-    MMLogger.get_instance(f'after_{random.getrandbits(64)}')
+    MMLogger.get_instance(f'after_{uuid4().hex}')
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,6 @@
 import random
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def run(work_dir: Path, epochs=3, workers=0, val=False, hooks=None, **kwargs) ->
         custom_hooks=hooks,
         randomness=dict(seed=kwargs.pop('seed', 7)),
         default_scope='vitdown',
-        experiment_name=f'{work_dir.name}_{random.getrandbits(64)}',
+        experiment_name=f'{work_dir.name}_{uuid4().hex}',
         log_level='ERROR',
         **kwargs,
     )

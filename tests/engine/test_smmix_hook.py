@@ -1,5 +1,5 @@
 import math
-import random
+from uuid import uuid4
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from .classification import (
 @pytest.fixture(autouse=True)
 def open_logger_for_the_next_test():
     yield
-    MMLogger.get_instance(f'after_{random.getrandbits(64)}')
+    MMLogger.get_instance(f'after_{uuid4().hex}')
 
 
 CAIT = dict(
