@@ -13,7 +13,7 @@ _FRACTION_BITS = 26
 _SUM_BITS = 35
 
 # Numbers filtered by one call: what a core's cache holds, or what keeps a GPU busy. CPUs filter 16
-# channels at a time.
+# channels at a time, and reorder numbers that are no multiple of it.
 _CPU_CHUNK = 2**18
 _GPU_CHUNK = 2**26
 _CPU_CHANNELS = 16
@@ -182,8 +182,10 @@ def _chunk_length(images: Tensor) -> int:
     size = images[0].numel()
     if images.device.type != 'cpu':
         return max(1, _GPU_CHUNK // size)
-    channels = images.shape[1]
-    return max(1, _CPU_CHANNELS // channels, _CPU_CHUNK * torch.get_num_threads() // size)
+    fitting = _CPU_CHUNK // size
+    if fitting >= _CPU_CHANNELS:
+        return fitting - fitting % _CPU_CHANNELS
+    return max(1, _CPU_CHANNELS // images.shape[1], fitting)
 
 
 def _convolve(images: Tensor, filters: Tensor, grayscale: bool, top: int) -> Tensor:
