@@ -4,15 +4,14 @@
     python -m benchmarks.dcal_ablation --sets synthetic omniglot --seeds 0 1 2
 
 All variants of a set share model, images, epochs and schedule, all in ``SETS``; not the time, since
-a step with PWCA costs more than twice as much. Every finished training is written to
-``results.json`` in the work dir and not run again while its config stays the same, so that a run
-that was interrupted goes on, and the table of what is there comes at the end. Models with GLCA are
-tested with each branch alone, too; ``w`` are the learnt weights of the branches' losses, which
-start at 0.
+a step with PWCA costs more than twice as much. Every finished training is kept in the work dir and
+not run again while its config stays the same, so that a run that was interrupted goes on, and the
+table of what is there comes at the end. Models with GLCA are tested with each branch alone, too;
+``w`` are the learnt weights of the branches' losses, which start at 0.
 """
 
 import argparse
-import json
+import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from benchmarks.evidence import fingerprint
+from benchmarks.evidence import fingerprint, read_result, write_result
 from benchmarks.train_table import print_table, spread
-from vitdown.checkpoint import write_atomically
 from vitdown.engine.launch import ConfigError, build_runner, load_config, run_tool
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -93,11 +91,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--minutes', type=float, help='start no training after this time; run again to go on'
     )
-    parser.add_argument(
-        '--adopt', action='store_true',
-        help='take results.json entries without a fingerprint of their config for results of the '
-        'present configs',
-    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -137,45 +130,6 @@ def resize(pipeline: list[dict], size: tuple[int, int]) -> None:
             step.crop_size = size
 
 
-class Results:
-    """Metrics of finished trainings, kept in a file that several runs may share.
-
-    Entries are looked up by set, variant, epochs and seed; their ``config`` is the
-    :func:`fingerprint` of the config, and an entry of another config counts as none.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> dict[str, dict]:
-        return json.loads(self.path.read_text()) if self.path.is_file() else {}
-
-    def get(self, key: str, config: str) -> dict | None:
-        """Metrics of a training, if they are of this config."""
-        entry = self.read().get(key, {})
-        return entry if entry.get('config') == config else None
-
-    def add(self, key: str, metrics: dict, config: str) -> None:
-        # Read again: another run may have added to the file.
-        self._write({**self.read(), key: {**metrics, 'config': config}})
-
-    def adopt(self, key: str, config: str) -> None:
-        """Take an entry without fingerprint for one of this config."""
-        entries = self.read()
-        if key in entries and 'config' not in entries[key]:
-            self._write({**entries, key: {**entries[key], 'config': config}})
-
-    def _write(self, entries: dict) -> None:
-        write_atomically(json.dumps(entries, indent=1).encode(), self.path)
-
-
-def rows_of(variant: str) -> list[str]:
-    """Rows of the table that one training fills."""
-    options = VARIANTS[variant]
-    has_glca = options is not None and options.get('glca', {}) is not None
-    return [variant, *(f'{variant}: {part}' for part in BRANCHES.values() if has_glca)]
-
-
 @dataclass(frozen=True)
 class Training:
     """One training: of a set and a variant, with a seed."""
@@ -194,11 +148,18 @@ class Training:
         """Fingerprint of its config."""
         return fingerprint(self.configure())
 
-    def key(self, row: str | None = None) -> str:
-        return f'{self.name} | {row or self.variant} | {self.epochs} epochs | seed {self.seed}'
+    @property
+    def label(self) -> str:
+        return f'{self.name}, {self.variant}, {self.epochs} epochs, seed {self.seed}'
 
-    def run(self, results: Results) -> None:
-        """Train and test, each branch alone too."""
+    @property
+    def result(self) -> Path:
+        """File of what it is worth."""
+        name = re.sub(r'[^\w+.]+', '-', self.label.replace("'", ''))
+        return Path(self.work_dir) / f'{name}.json'
+
+    def run(self) -> dict[str, dict]:
+        """Train and test, each branch alone too. Metrics of each row of the table."""
         began = time.monotonic()
         runner = build_runner(self.configure())
         runner.train()
@@ -207,19 +168,21 @@ class Training:
         if getattr(head, 'loss_weighting', None) is not None:
             weights = head.loss_weighting.log_vars.items()
             metrics.update({f'w/{task}': round(w.item(), 4) for task, w in weights})
-        for branch, row in zip(BRANCHES, rows_of(self.variant)[1:]):
-            head.infer_branch = branch
-            results.add(self.key(row), runner.test(), self.config)
-        results.add(self.key(), metrics, self.config)
+        rows = {self.variant: metrics}
+        if getattr(head, 'glca', None) is not None:
+            for branch, part in BRANCHES.items():
+                head.infer_branch = branch
+                rows[f'{self.variant}: {part}'] = runner.test()
+        return rows
 
 
-def table(trainings: list[Training], results: Results) -> None:
+def table(trainings: list[Training]) -> None:
     """Print one table of all sets: mean and spread over the seeds that are there."""
     cells: dict[tuple, list[dict]] = {}
     for training in trainings:
-        for row in rows_of(training.variant):
-            if found := results.get(training.key(row), training.config):
-                cells.setdefault((training.name, row, training.epochs), []).append(found)
+        found = read_result(training.result, training.config) or {}
+        for row, metrics in found.items():
+            cells.setdefault((training.name, row, training.epochs), []).append(metrics)
     rows = []
     for (name, row, epochs), runs in cells.items():
         metrics = [spread([run[metric] for run in runs]) for metric in SETS[name].metrics]
@@ -239,29 +202,26 @@ def main() -> None:
         raise ConfigError(f'--epochs must be at least 2, got {args.epochs}')
     work_dir = Path(args.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    results = Results(work_dir / 'results.json')
     start = time.monotonic()
     # All sets and variants with one seed before the next seed: tables fill evenly.
     trainings = [
-        Training(name, variant, seed, args.epochs or SETS[name].epochs, str(work_dir / 'logs'))
+        Training(name, variant, seed, args.epochs or SETS[name].epochs, args.work_dir)
         for seed in args.seeds
         for name in args.sets
         for variant in args.variants
     ]
     for training in trainings:
-        if args.adopt:
-            for row in rows_of(training.variant):
-                results.adopt(training.key(row), training.config)
-        if results.get(training.key(), training.config):
+        if read_result(training.result, training.config):
             continue
         if args.minutes is not None and time.monotonic() - start > 60 * args.minutes:
             continue
-        training.run(results)
-        print(training.key(), results.get(training.key(), training.config), flush=True)
+        rows = training.run()
+        write_result(training.result, training.config, rows)
+        print(f'{training.label}: {rows[training.variant]}', flush=True)
     by_set = sorted(
         trainings, key=lambda t: (args.sets.index(t.name), args.variants.index(t.variant))
     )
-    table(by_set, results)
+    table(by_set)
 
 
 if __name__ == '__main__':

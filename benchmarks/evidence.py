@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -12,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
-from vitdown.engine.launch import ConfigError, load_config
+from benchmarks.train_table import print_table, spread
+from vitdown.engine.launch import load_config
 from vitdown.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,44 +118,29 @@ def add_evidence_arguments(
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--minutes', type=float, default=float('inf'))
     parser.add_argument('--work-dir', default=work_dir)
-    parser.add_argument(
-        '--adopt', action='store_true',
-        help='take results without a fingerprint of their config for those of the present configs',
-    )  # fmt: skip
 
 
-def read_result(path: Path, content: str, adopt: bool = False) -> float | None:
-    """A result that was kept, if it is one of this config.
+def read_result(path: Path, content: str) -> Any:
+    """The value in a file of :func:`write_result`; None if there is none of this config."""
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    return record['value'] if record.get('content') == content else None
+
+
+def write_result(path: Path, content: str, value: Any, **notes: Any) -> None:
+    """Keep what a training was worth.
 
     Args:
-        path (Path): The file, which need not exist.
+        path (Path): The file, whose folder exists.
         content (str): Fingerprint of the config.
-        adopt (bool): Give a result without a fingerprint this one, whatever config it was taken
-            with.
-
-    Raises:
-        ConfigError: The result has no fingerprint.
+        value (Any): What JSON can hold.
+        **notes (Any): For readers of the file.
     """
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    if 'content' not in record:
-        if not adopt:
-            raise ConfigError(
-                f'{path} has no fingerprint of its config. If configs have not changed since, take '
-                'such results over by --adopt; else name another --work-dir.'
-            )
-        record['content'] = content
-        write_atomically(json.dumps(record, indent=1).encode(), path)
-    return record['value'] if record['content'] == content else None
+    record = dict(value=value, **notes, content=content)
+    write_atomically(json.dumps(record, indent=1).encode(), path)
 
 
 def collect(
-    runs: Sequence[Run],
-    seeds: Sequence[int],
-    work_dir: str,
-    minutes: float = float('inf'),
-    adopt: bool = False,
+    runs: Sequence[Run], seeds: Sequence[int], work_dir: str, minutes: float = float('inf')
 ) -> None:
     """Train what has no result yet, and print the table of what there is.
 
@@ -166,10 +152,6 @@ def collect(
         seeds (Sequence[int]): All runs with one seed come before the next seed.
         work_dir (str): Folder for trainings and results.
         minutes (float): No training starts after this time.
-        adopt (bool): See :func:`read_result`.
-
-    Raises:
-        ConfigError: See :func:`read_result`.
     """
     start, root = time.monotonic(), Path(work_dir)
     found: dict[str, list[float]] = {run.name: [] for run in runs}
@@ -177,23 +159,20 @@ def collect(
         for run in runs:
             name = run.result_name(seed)
             result = root / f'{name}.json'
-            value = read_result(result, run.content, adopt)
+            value = read_result(result, run.content)
             if value is None:
                 if time.monotonic() - start > minutes * 60:
                     continue
                 began = time.monotonic()
                 value = run.train(seed, root / f'{name}-{run.content}')
                 seconds = round(time.monotonic() - began)
-                record = dict(
-                    value=value, seconds=seconds, settings=run.full_settings, content=run.content
-                )
-                write_atomically(json.dumps(record, indent=1).encode(), result)
+                notes = dict(seconds=seconds, settings=run.full_settings)
+                write_result(result, run.content, value, **notes)
                 print(f'{run.label}, seed {seed}: {value:.2f} ({seconds} s)', flush=True)
             found[run.name].append(value)
-    print('| training | metric | mean ± deviation | seeds |\n| --- | --- | --- | --- |')
-    for run in runs:
-        values = found[run.name]
-        if values:
-            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-            mean = f'{statistics.mean(values):.1f}{spread}'
-            print(f'| {run.label} | {run.metric.split("/")[-1]} | {mean} | {len(values)} |')
+    rows = [
+        [run.label, run.metric.split('/')[-1], spread(values), str(len(values))]
+        for run in runs
+        if (values := found[run.name])
+    ]
+    print_table(['training', 'metric', 'mean ± deviation', 'seeds'], rows)

@@ -151,7 +151,7 @@ def build_runs(args: argparse.Namespace) -> list[Run]:
 
 def main() -> None:
     args = parse_args()
-    collect(build_runs(args), args.seeds, args.work_dir, args.minutes, args.adopt)
+    collect(build_runs(args), args.seeds, args.work_dir, args.minutes)
 
 
 if __name__ == '__main__':

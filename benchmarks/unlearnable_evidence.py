@@ -186,7 +186,7 @@ def main() -> None:
     os.environ.setdefault(KEY_VARIABLE, 'seed:0')
     key = read_key()
     runs = [as_run(experiment, key) for group in args.groups for experiment in GROUPS[group]]
-    collect(runs, args.seeds, args.work_dir, args.minutes, args.adopt)
+    collect(runs, args.seeds, args.work_dir, args.minutes)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
 """The ablation of DCAL: what its variants are, and that finished trainings are kept."""
 
-import json
+import sys
 from dataclasses import replace
 
 import pytest
 
-from benchmarks.dcal_ablation import SETS, VARIANTS, Results, Training, configure, table
+from benchmarks.dcal_ablation import SETS, VARIANTS, Training, configure, main
 from benchmarks.train_table import spread
 from vitdown.registry import MODELS
 
@@ -49,7 +49,8 @@ class FakeRunner:
         self.trained = True
 
     def test(self) -> dict[str, float]:
-        return {'reid/mAP': {'both': 3.0, 'sa': 1.0, 'glca': 2.0}[self.model.head.infer_branch]}
+        branch = getattr(self.model.head, 'infer_branch', 'both')
+        return {'reid/mAP': {'both': 3.0, 'sa': 1.0, 'glca': 2.0}[branch]}
 
 
 def test_branches_are_tested_one_by_one(tmp_path, monkeypatch):
@@ -60,40 +61,53 @@ def test_branches_are_tested_one_by_one(tmp_path, monkeypatch):
         return runners[-1]
 
     monkeypatch.setattr('benchmarks.dcal_ablation.build_runner', build)
-    now, results = training(), Results(tmp_path / 'results.json')
-    now.run(results)
-    rows = [now.key(row) for row in ('DCAL', 'DCAL: SA alone', 'DCAL: GLCA alone')]
-    assert [results.get(row, now.config)['reid/mAP'] for row in rows] == [3.0, 1.0, 2.0]
-    weights = {k: v for k, v in results.get(rows[0], now.config).items() if k.startswith('w/')}
+    rows = training().run()
+    maps = {row: metrics['reid/mAP'] for row, metrics in rows.items()}
+    assert maps == {'DCAL': 3.0, 'DCAL: SA alone': 1.0, 'DCAL: GLCA alone': 2.0}
+    weights = {k: v for k, v in rows['DCAL'].items() if k.startswith('w/')}
     assert weights == {'w/sa': 0, 'w/glca': 0, 'w/pwca': 0}
     assert runners[0].trained
+    assert list(training(variant='+PWCA').run()) == ['+PWCA']
+    assert list(training(variant='baseline').run()) == ['baseline']
 
 
-def test_results_are_kept_and_tabled(tmp_path, capsys):
-    path = tmp_path / 'results.json'
-    for seed, value in enumerate((10.0, 12.0)):
-        metrics = {'reid/mAP': value, 'reid/CMC@1': 2 * value, 'w/sa': value / 10, 'w/pwca': 0.5}
-        Results(path).add(training(seed).key(), metrics, training(seed).config)
-    part = {'reid/mAP': 1.0, 'reid/CMC@1': 2.0}
-    Results(path).add(training().key('DCAL: SA alone'), part, training().config)
-    plain = training(variant='baseline')
-    table([plain, *(training(seed) for seed in range(3))], Results(path))
-    assert capsys.readouterr().out.splitlines() == [
+def test_results_are_kept_and_tabled(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def run(now: Training) -> dict[str, dict]:
+        trained.append(now)
+        both = {'reid/mAP': 10.0 + 2 * now.seed, 'reid/CMC@1': 20.0 + 4 * now.seed, 'w/pwca': 0.5}
+        return {now.variant: both, f'{now.variant}: SA alone': {'reid/mAP': 1.0, 'reid/CMC@1': 2.0}}
+
+    def call(*seeds: str) -> list[str]:
+        arguments = ['--sets', 'omniglot', '--variants', 'DCAL', '--work-dir', str(tmp_path)]
+        monkeypatch.setattr(sys, 'argv', ['', *arguments, '--seeds', *seeds])
+        main()
+        return capsys.readouterr().out.splitlines()[-4:]
+
+    monkeypatch.setattr(Training, 'run', run)
+    call('0')
+    both = [
         '| set | model | epochs | seeds | mAP or top1 | CMC@1 or top5 | w |',
         '| --- | --- | --- | --- | --- | --- | --- |',
-        '| omniglot | DCAL | 8 | 2 | 11.0 ± 1.4 | 22.0 ± 2.8 | sa 1.10, pwca 0.50 |',
-        '| omniglot | DCAL: SA alone | 8 | 1 | 1.0 | 2.0 | - |',
+        '| omniglot | DCAL | 8 | 2 | 11.0 ± 1.4 | 22.0 ± 2.8 | pwca 0.50 |',
+        '| omniglot | DCAL: SA alone | 8 | 2 | 1.0 ± 0.0 | 2.0 ± 0.0 | - |',
     ]
-
-
-def test_results_of_another_config_count_as_none(tmp_path, monkeypatch):
-    results = Results(tmp_path / 'results.json')
-    now = training()
-    results.add(now.key(), {'reid/mAP': 1.0}, now.config)
-    assert results.get(now.key(), training(seed=1).config) is not None
+    assert call('0', '1') == call('0', '1') == both
+    assert [now.seed for now in trained] == [0, 1]
+    # With other images the results are another training's.
     monkeypatch.setitem(SETS, 'omniglot', replace(SETS['omniglot'], patch=16))
-    assert training().key() == now.key()
-    assert results.get(now.key(), training().config) is None
+    assert training().config != trained[0].config
+    call('0')
+    assert [now.seed for now in trained] == [0, 1, 0]
+
+
+def test_each_training_has_a_file_of_its_own():
+    trainings = [
+        training(seed, name, variant, epochs)
+        for seed in (0, 1) for name in SETS for variant in VARIANTS for epochs in (8, 12)
+    ]  # fmt: skip
+    assert len({now.result.name for now in trainings}) == len(trainings)
 
 
 def test_a_fingerprint_does_not_depend_on_where_the_data_is(monkeypatch):
@@ -103,25 +117,6 @@ def test_a_fingerprint_does_not_depend_on_where_the_data_is(monkeypatch):
         found.add(training().config)
     assert len(found) == 1
     assert training(variant='+GLCA').config not in found
-
-
-def test_two_runs_on_one_file_keep_each_others_results(tmp_path):
-    first, second = (Results(tmp_path / 'results.json') for _ in range(2))
-    first.add('a', {'reid/mAP': 1.0}, 'x')
-    second.add('b', {'reid/mAP': 2.0}, 'x')
-    first.add('c', {'reid/mAP': 3.0}, 'x')
-    assert set(second.read()) == {'a', 'b', 'c'}
-
-
-def test_entries_without_a_fingerprint_count_once_they_are_adopted(tmp_path):
-    path = tmp_path / 'results.json'
-    path.write_text(json.dumps({'a': {'reid/mAP': 1.0}, 'b': {'reid/mAP': 2.0, 'config': 'y'}}))
-    results = Results(path)
-    assert results.get('a', 'x') is None
-    for key in 'abc':
-        results.adopt(key, 'x')
-    assert results.get('a', 'x') == {'reid/mAP': 1.0, 'config': 'x'}
-    assert results.get('b', 'x') is results.get('c', 'x') is None
 
 
 def test_one_seed_has_no_deviation():

@@ -1,6 +1,5 @@
 """benchmarks/unlearnable_evidence.py: what is run, and which results are kept."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.evidence import Run, collect
+from benchmarks.evidence import Run, collect, write_result
 from benchmarks.unlearnable_evidence import GROUPS, Experiment, as_run, clean_rest, main
 from tests.conftest import ROOT
 from vitdown.datasets.unlearnable import Key, poison_mask
-from vitdown.engine.launch import ConfigError, load_config
+from vitdown.engine.launch import load_config
 
 KEY = Key('seed:0')
 
@@ -98,19 +97,13 @@ def test_kept_results_are_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('VITDOWN_UNLEARNABLE_KEY', 'seed:0')
     row = GROUPS['attack'][0]
     for seed, value in ((0, 10.0), (1, 20.0)):
-        (tmp_path / f'{name(row, KEY, seed)}.json').write_text(json.dumps({'value': value}))
-
-    def call(*options: str) -> str:
-        arguments = ['', '--groups', 'attack', '--work-dir', str(tmp_path), '--minutes', '-1']
-        monkeypatch.setattr(sys, 'argv', [*arguments, *options])
-        main()
-        return capsys.readouterr().out.splitlines()[-1]
-
-    with pytest.raises(ConfigError, match='seed0.json has no fingerprint.*--adopt'):
-        call()
+        result = tmp_path / f'{name(row, KEY, seed)}.json'
+        write_result(result, as_run(row, KEY).content, value)
+    arguments = ['', '--groups', 'attack', '--work-dir', str(tmp_path), '--minutes', '-1']
+    monkeypatch.setattr(sys, 'argv', arguments)
+    main()
     table = '| CNN, clean, L-inf AT (3 of 10 steps) | top1 | 15.0 ± 7.1 | 2 |'
-    assert call('--adopt') == table
-    assert call() == table
+    assert capsys.readouterr().out.splitlines()[-1] == table
 
 
 def test_a_result_belongs_to_the_content_of_its_config(tmp_path, monkeypatch, capsys):
