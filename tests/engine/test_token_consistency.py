@@ -245,7 +245,7 @@ def test_drawn_numbers():
         (None, dict(r_max=2.5), 'r_max must be a number of tokens'),
         (None, dict(conf_thr=1.2), 'conf_thr must be in'),
         (None, dict(conf_thr='x'), "conf_thr must be in .* got 'x'"),
-        (None, dict(loss_weight=-1.0), 'loss_weight must be a number and not negative'),
+        (None, dict(loss_weight=-1.0), 'loss_weight must be a number of at least 0'),
         (None, dict(teacher_loss_weight='x'), "teacher_loss_weight must be a number .* got 'x'"),
     ],
 )

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdown.models.distillation import batch_target, find_classifier, find_module
 from vitdown.models.losses.token_consistency import TokenConsistencyLoss
-from vitdown.models.token_fusion.base import check_not_negative, check_r
+from vitdown.models.option_checks import check_numbers
+from vitdown.models.token_fusion.base import check_r
 from vitdown.registry import HOOKS
 
 
@@ -50,7 +51,7 @@ class TokenConsistencyHook(Hook):
         check_r(r_max, 'r_max')
         if 0 < r_max < 0.01:
             raise ValueError(f'r_max below 1 counts in steps of 0.01, got {r_max}; 0 is for none')
-        check_not_negative(teacher_loss_weight, 'teacher_loss_weight')
+        check_numbers(teacher_loss_weight=teacher_loss_weight)
         self.r_max = r_max
         self.teacher_loss_weight = teacher_loss_weight
         self.consistency = TokenConsistencyLoss(loss_weight, conf_thr)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
-from ..token_fusion.base import check_not_negative
+from ..option_checks import check_numbers
 
 
 def label_confidence(logits: Tensor, targets: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class TokenConsistencyLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 3.0, conf_thr: float | None = 0.4) -> None:
         super().__init__()
-        check_not_negative(loss_weight, 'loss_weight')
+        check_numbers(loss_weight=loss_weight)
         if conf_thr is not None and not (isinstance(conf_thr, Real) and 0 <= conf_thr < 1):
             raise ValueError(f'conf_thr must be in [0, 1) or None, got {conf_thr!r}')
         self.loss_weight = loss_weight

@@ -153,16 +153,6 @@ def check_r(r: float, name: str = 'r') -> None:
         )
 
 
-def check_not_negative(value: float, name: str) -> None:
-    """Check a temperature or a weight.
-
-    Raises:
-        ValueError: Unless it is a finite number of at least 0.
-    """
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f'{name} must be a number and not negative (0 for off), got {value!r}')
-
-
 def resolve_count(
     num_tokens: int, r: int | float, num_protected: int = 1, min_tokens: int = 0
 ) -> int:

@@ -1,5 +1,4 @@
 from collections.abc import Iterable
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -7,9 +6,9 @@ from torch import Tensor, nn
 
 from vitdown.registry import MODELS
 
-from ..option_checks import check_flags
+from ..option_checks import check_flags, check_integers, check_numbers
 from .assignment import Assignment, attend_fused, fuse_attention, fuse_tokens
-from .base import TokenFusion, Weights, check_not_negative, check_r, resolve_count
+from .base import TokenFusion, Weights, check_r, resolve_count
 from .matching import match_bipartite, multi_criteria_scores
 from .state import FusionState
 from .streams import Streams
@@ -87,13 +86,8 @@ class MCTF(TokenFusion):
             raise ValueError(f'pooling must be one of {POOLINGS}, got {pooling!r}')
         if attention not in ATTENTIONS:
             raise ValueError(f'attention must be one of {ATTENTIONS}, got {attention!r}')
-        for name, tau in (('tau_sim', tau_sim), ('tau_info', tau_info), ('tau_size', tau_size)):
-            check_not_negative(tau, name)
-        is_count = isinstance(min_tokens, Integral) and not isinstance(min_tokens, bool)
-        if not is_count or min_tokens < 0:
-            raise ValueError(
-                f'min_tokens must be a number of tokens (0, 1 ...), got {min_tokens!r}'
-            )
+        check_numbers(tau_sim=tau_sim, tau_info=tau_info, tau_size=tau_size)
+        check_integers('min_tokens', min_tokens, 0)
         self.r = r
         self.r_eval = r_eval
         self.layers = frozenset(layers)
