@@ -13,7 +13,7 @@ def label_confidence(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits (Tensor): ``(B, K)``.
         targets (Tensor): Labels ``(B,)``, or scores ``(B, K)`` of mixed images, of which every
-            label with a positive score counts.
+            label above the smallest counts: that is what label smoothing gives to all.
 
     Returns:
         Tensor: ``(B,)`` float32 in [0, 1].
@@ -21,7 +21,8 @@ def label_confidence(logits: Tensor, targets: Tensor) -> Tensor:
     probabilities = logits.detach().float().softmax(dim=-1)
     if targets.ndim == 1:
         return probabilities.gather(1, targets[:, None])[:, 0]
-    return (probabilities * (targets > 0)).sum(dim=-1)
+    mixed = targets > targets.amin(dim=-1, keepdim=True)
+    return (probabilities * mixed).sum(dim=-1)
 
 
 def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
