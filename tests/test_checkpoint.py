@@ -5,6 +5,8 @@ import time
 
 import pytest
 import torch
+from mmengine.optim.scheduler import OneCycleParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
 from vitdown.checkpoint import (
@@ -71,6 +73,52 @@ def test_resumes_from_the_newest_file_that_loads(tmp_path):
     assert find_resumable_checkpoint(tmp_path) == str(tmp_path / 'epoch_9.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
     assert find_resumable_checkpoint(tmp_path) == str(tmp_path / 'epoch_2.pth')
+
+
+def test_a_run_whose_checkpoints_do_not_load_is_not_begun_anew(tmp_path):
+    for epoch in (1, 2):
+        (tmp_path / f'epoch_{epoch}.pth').write_bytes(b'torn')
+    with pytest.raises(CheckpointError, match='epoch_2.pth is damaged .* to train anew, move'):
+        find_resumable_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(type='OneCycleLR', eta_max=0.1, total_steps=8),
+        dict(type='OneCycleLR', eta_max=0.1, total_steps=8, anneal_strategy='linear'),
+        dict(type='ReduceOnPlateauLR', monitor='loss'),
+        dict(type='CosineRestartLR', periods=[2, 2], restart_weights=[1, 1], eta_min=0),
+        dict(type='CosineAnnealingLR', T_max=8),
+        dict(type='MultiStepLR', milestones=[2]),
+        dict(type='StepLR', step_size=2),
+        dict(type='ExponentialLR', gamma=0.9),
+        dict(type='ConstantLR'),
+        dict(type='LinearLR'),
+        dict(type='PolyLR'),
+    ],
+    ids=lambda settings: '-'.join(str(v) for v in settings.values() if isinstance(v, str)),
+)
+def test_the_state_of_every_scheduler_loads(tmp_path, settings):
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    scheduler = PARAM_SCHEDULERS.build(dict(settings, optimizer=optimizer))
+    torch.save({'param_schedulers': [scheduler.state_dict()]}, tmp_path / 'epoch_1.pth')
+    (found,) = load_checkpoint_file(tmp_path / 'epoch_1.pth')['param_schedulers']
+    assert found == scheduler.state_dict()
+
+
+def test_stand_ins_give_no_other_attributes(tmp_path):
+    class Reference:
+        def __init__(self, name):
+            self.name = name
+
+        def __reduce__(self):
+            return getattr, (OneCycleParamScheduler, self.name)
+
+    for name in ('__init__', 'load_state_dict', '__subclasses__'):
+        torch.save({'x': Reference(name)}, tmp_path / 'file.pth')
+        with pytest.raises(CheckpointError, match='holds Python objects besides weights'):
+            load_checkpoint_file(tmp_path / 'file.pth')
 
 
 class Model(nn.Module):

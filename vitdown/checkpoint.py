@@ -5,6 +5,7 @@ run code; files are written so that a kill at any moment leaves the old or the n
 torn one.
 """
 
+import logging
 import os
 import pickle
 import re
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim.scheduler import OneCycleParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader
 from numpy import dtype, ndarray
 from numpy.dtypes import Float32DType, Float64DType, Int64DType
@@ -29,15 +31,23 @@ except ImportError:  # numpy < 2
     from numpy.core.multiarray import _reconstruct, scalar  # type: ignore[no-redef]
 
 
-def _method_of_history_buffer(owner: type, name: str) -> Callable:
-    """Stands in for ``getattr``, by which a pickled log history refers to its own methods."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'Unsupported attribute {name} of {owner}')
-    return getattr(HistoryBuffer, name)
+class _OneCycle:
+    """Stands in for OneCycleParamScheduler, whose state holds one of its functions."""
+
+    _annealing_cos = staticmethod(OneCycleParamScheduler._annealing_cos)
+    _annealing_linear = staticmethod(OneCycleParamScheduler._annealing_linear)
 
 
-# MMEngine checkpoints keep the log history, DeiT's (and what is built on it) the command line:
-# harmless types that torch does not list itself.
+def _getattr(owner: type, name: str) -> Callable:
+    """Stands in for ``getattr``, by which pickled objects refer to functions of classes."""
+    public = owner is HistoryBuffer and not name.startswith('_')
+    if public or (owner is _OneCycle and name in vars(_OneCycle) and not name.startswith('__')):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported attribute {name} of {owner}')
+
+
+# MMEngine checkpoints keep the log history and schedulers, DeiT's (and what is built on it) the
+# command line: harmless types that torch does not list itself.
 _SAFE_TYPES = [
     Namespace,
     HistoryBuffer,
@@ -48,7 +58,8 @@ _SAFE_TYPES = [
     Int64DType,
     _reconstruct,
     scalar,
-    (_method_of_history_buffer, 'builtins.getattr'),
+    (_getattr, 'builtins.getattr'),
+    (_OneCycle, 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'),
     # The settings that code bases built on Swin's save along
     (OrderedDict, 'yacs.config.CfgNode'),
 ]
@@ -236,6 +247,9 @@ def find_resumable_checkpoint(work_dir: str | os.PathLike) -> str | None:
 
     Returns:
         str | None: Path, or None if there is nothing to resume.
+
+    Raises:
+        CheckpointError: If there are checkpoints, but none that loads.
     """
     work_dir = Path(work_dir)
     candidates = sorted(
@@ -246,10 +260,18 @@ def find_resumable_checkpoint(work_dir: str | os.PathLike) -> str | None:
     pointer = work_dir / 'last_checkpoint'
     if pointer.is_file() and (target := pointer.read_text().strip()):
         candidates.insert(0, Path(target))
-    for candidate in candidates:
+    problems = []
+    for candidate in filter(Path.is_file, candidates):
         try:
             load_checkpoint_file(candidate)
-        except (CheckpointError, FileNotFoundError):
+        except CheckpointError as error:
+            problems.append(str(error))
+            print_log(f'Not resumed: {error}', 'current', logging.WARNING)
             continue
         return str(candidate)
+    if problems:
+        raise CheckpointError(
+            f'Nothing in {work_dir} can be resumed. {problems[0]}; to train anew, move the '
+            'checkpoints away.'
+        )
     return None
