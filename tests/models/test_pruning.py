@@ -132,6 +132,31 @@ def test_exact_export_computes_what_the_masked_model_computes(backbone, head):
 
 
 @torch.no_grad()
+def test_both_tokens_of_a_distilled_model_are_exported():
+    head = dict(type='vitdown.DistilledClsHead', num_classes=5, in_channels=24)
+    backbone = {**VIT, 'type': 'vitdown.DistilledVisionTransformer'}
+    cfg = dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    structure = ViTStructure(model)
+    gates = random_gates(structure)
+    apply(structure, model, gates)
+    images = torch.rand(4, 3, 32, 16)
+    masked = model(images)
+    dense_cfg, dense = export_dense(cfg, model, structure, gates, 'exact')
+    assert dense_cfg['backbone']['with_dist_token']
+    torch.testing.assert_close(dense(images), masked, rtol=0, atol=1e-5)
+    # And of what is left of it
+    structure = ViTStructure(dense)
+    gates = random_gates(structure, ('mlp',))
+    apply(structure, dense, gates)
+    _, denser = export_dense(dense_cfg, dense, structure, gates, 'exact')
+    torch.testing.assert_close(denser(images), dense(images), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 def test_export_without_embedding_is_exact_by_itself():
     model = build().eval()
     structure = ViTStructure(model)
@@ -557,8 +582,11 @@ def test_models_that_cannot_be_pruned():
     for embedding in (True, False):
         with pytest.raises(ValueError, match='JPMHead has a copy of the last block'):
             ViTStructure(jigsaw, embedding)
-    with pytest.raises(ValueError, match='Linear is not a VisionTransformer'):
+    with pytest.raises(ValueError, match="Linear is not one of vitdown's VisionTransformer, "):
         ViTStructure(torch.nn.Linear(2, 2))
+    # Has its class token and positions another way, which the dense NViT has not.
+    with pytest.raises(ValueError, match='DeiT3 is not one of .*, NViT'):
+        ViTStructure(build({**VIT, 'type': 'vitdown.DeiT3'}))
     with pytest.raises(ValueError, match='frozen_stages=-1'):
         pruner(build({**VIT, 'frozen_stages': 1}))
     arcface = dict(

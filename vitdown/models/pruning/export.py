@@ -87,6 +87,8 @@ def _backbone_cfg(
     arch['qkv_bias'] = backbone.layers[0].attn.qkv.bias is not None
     replaced = ('type', 'arch', 'qk_scale', 'qkv_bias', 'ln_mode', 'norm_dims', 'init_cfg')
     kept = {key: value for key, value in cfg.items() if key not in replaced}
+    if len(backbone.extra_tokens()) > 1:
+        kept['with_dist_token'] = True
     exact = {} if norm_dims is None else dict(ln_mode='exact', norm_dims=norm_dims)
     return dict(type='vitdown.NViT', arch=arch, **kept, **exact)
 

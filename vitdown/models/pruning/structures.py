@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..backbones import VisionTransformer
+from ..backbones import DistilledVisionTransformer, NViT, VisionTransformer
 from .consumers import embed_axes, refuse_copied_blocks
 
 KINDS = ('emb', 'head', 'qk', 'v', 'mlp')
@@ -89,9 +89,9 @@ class ViTStructure:
     """Layers, units and weights of a model with a plain ViT as ``backbone``.
 
     Args:
-        model (nn.Module): A re-ID model or classifier with a :class:`VisionTransformer` (or a
-            subclass that keeps its blocks) as ``backbone`` and the consumer of its features as
-            ``head``, or such a backbone alone.
+        model (nn.Module): A re-ID model or classifier with a ``VisionTransformer``,
+            ``DistilledVisionTransformer`` or ``NViT`` as ``backbone`` and the consumer of its
+            features as ``head``, or such a backbone alone.
         embedding (bool): Whether the embedding may be pruned, so that the head must be known.
 
     Attributes:
@@ -109,10 +109,11 @@ class ViTStructure:
 
     def __init__(self, model: nn.Module, embedding: bool = True) -> None:
         backbone = getattr(model, 'backbone', model)
-        if not isinstance(backbone, VisionTransformer):
+        # Not their subclasses: the dense model is an NViT, which has no more than these.
+        if type(backbone) not in (plain := (VisionTransformer, DistilledVisionTransformer, NViT)):
             raise ValueError(
-                f'Pruning works on a plain ViT; {type(backbone).__name__} is not a '
-                'VisionTransformer or NViT of vitdown'
+                f'Pruning works on a plain ViT; {type(backbone).__name__} is not one of '
+                f"vitdown's {', '.join(cls.__name__ for cls in plain)}"
             )
         refuse_copied_blocks(model)
         blocks = backbone.layers
