@@ -14,6 +14,7 @@ on top of the fine-tuning and are listed. Runs that are done are kept in the wor
 
 import argparse
 import copy
+import hashlib
 import json
 import math
 import statistics
@@ -29,7 +30,7 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from vitdown.checkpoint import load_checkpoint_file
-from vitdown.engine.launch import evaluate, load_config, run_tool
+from vitdown.engine.launch import ConfigError, evaluate, load_config, run_tool
 from vitdown.files import write_atomically
 from vitdown.models.backbones import NViT
 from vitdown.models.pruning import (
@@ -398,6 +399,28 @@ def compare_one(args: argparse.Namespace, full: Config, criterion: str, seed: in
     return results
 
 
+def check_work_dir(args: argparse.Namespace) -> None:
+    """Note in the work dir what its results are of.
+
+    Raises:
+        ConfigError: If they are of something else.
+    """
+    control = ('mode', 'criteria', 'seeds', 'minutes', 'work_dir')
+    settings = {key: value for key, value in vars(args).items() if key not in control}
+    for key in ('checkpoint', 'latency_table'):
+        settings[key] = hashlib.sha256(Path(settings[key]).read_bytes()).hexdigest()[:16]
+    kept = Path(args.work_dir) / 'settings.json'
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(json.dumps(settings).encode(), kept)
+    found = json.loads(kept.read_text())
+    if changed := [key for key in settings if found.get(key) != settings[key]]:
+        raise ConfigError(
+            f'{args.work_dir} holds results with another {" and ".join(changed)}; name another '
+            '--work-dir'
+        )
+
+
 def score(cfg: Config, checkpoint: Path | str) -> float:
     """mAP of a re-ID model, top-1 accuracy of a classifier, percent."""
     metrics = evaluate(cfg, str(checkpoint))
@@ -405,6 +428,7 @@ def score(cfg: Config, checkpoint: Path | str) -> float:
 
 
 def compare_criteria(args: argparse.Namespace) -> None:
+    check_work_dir(args)
     torch.set_num_threads(args.threads)
     end = time.monotonic() + 60 * args.minutes
     full = load_config(args.config, args.cfg_options)

@@ -7,17 +7,19 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdown.engine.complexity import get_flops
 from vitdown.engine.launch import load_config
+from vitdown.models.distillation import teacher
 from vitdown.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1] / 'configs'
@@ -131,6 +133,35 @@ def test_hooks_of_a_recipe_get_ready_in_its_own_scope(name, monkeypatch):
     assert [type(hook).__name__ for hook in own] == [f'{kind}Hook' for kind in expected]
     added = {'SMMix': 'smmix_token_head', 'USKD': 'loss_uskd'}
     assert all(hasattr(model, added[kind]) for kind in expected if kind in added)
+
+
+NVIT = sorted(path.stem for path in (ROOT / 'nvit').glob('*in1k-224.py'))
+
+
+@pytest.mark.parametrize('name', NVIT)
+def test_teachers_of_nvits_recipes_see_what_they_were_trained_on(name, monkeypatch):
+    create, convert, teachers = timm.create_model, teacher.input_conversion, []
+
+    def compare(student: nn.Module, network: nn.Module) -> None:
+        assert convert(student, network) is None, 'they are not normalised alike'
+        teachers.append(network)
+
+    def create_small(model_name: str) -> nn.Module:
+        assert model_name == 'regnety_160'
+        return create('regnety_002')
+
+    monkeypatch.setattr('timm.models.create_model', create_small)
+    monkeypatch.setattr(teacher, 'load_pretrained', mock.Mock())
+    monkeypatch.setattr(teacher, 'input_conversion', compare)
+    cfg = load(f'nvit/{name}')
+    hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks if hook.type == 'DistillationHook']
+    runner = SimpleNamespace(
+        model=MODELS.build(cfg.model), hooks=hooks, optim_wrapper=mock.Mock(spec=OptimWrapper)
+    )
+    for hook in hooks:
+        hook.before_run(runner)
+    expected = ['TimmClassifier', 'ImageClassifier'][: 1 if 'revit' in name else 2]
+    assert [type(network).__name__ for network in teachers] == expected
 
 
 def has_hook(name: str, kind: str) -> bool:

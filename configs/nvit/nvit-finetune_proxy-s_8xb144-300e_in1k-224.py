@@ -4,6 +4,7 @@ _base_ = [
     '../_base_/models/nvit_deit-base-distilled.py',
     '../_base_/datasets/imagenet_224_mctf.py',
     '../_base_/schedules/nvit_adamw.py',
+    '../_base_/nvit_cnn_distillation.py',
     '../_base_/default_runtime.py',
 ]
 
@@ -14,19 +15,12 @@ model = dict(
 train_dataloader = dict(batch_size=144)
 
 heads = dict(cls='head.layers.head', dist='head.layers.head_dist')
-# The CNN's hook also halves the loss on labels, and nothing else.
 custom_hooks = [
-    dict(
-        type='DistillationHook',
-        losses=dict(loss_cnn=dict(type='CNNDistillationLoss', distill='hard')),
-        teacher=dict(type='mmpretrain.TimmClassifier', model_name='regnety_160'),
-        teacher_checkpoint='regnety_160.pth',
-        taps=dict(student_dist=heads['dist'], teacher_logits='model'),
-    ),
+    {{_base_.cnn_distillation}},
     dict(
         type='DistillationHook',
         losses=dict(loss_full=dict(type='FullModelLoss', temperature=20.0, per_head=True)),
-        teacher='configs/_base_/models/nvit_deit-base-distilled.py',
+        teacher='{{ fileDirname }}/../_base_/models/nvit_deit-base-distilled.py',
         teacher_checkpoint='deit-base-distilled.pth',
         taps=dict(
             student_cls=heads['cls'],

@@ -1,26 +1,20 @@
 # NViT's pruning of distilled DeiT-B: one run, a model at each of four shares of the latency.
-# Needs deit-base-distilled.pth, regnety_160.pth and a latency table; see README.md.
+# Needs deit-base-distilled.pth, regnety_160-a5fe301d.pth and a latency table; see README.md.
 _base_ = [
     '../_base_/models/nvit_deit-base-distilled.py',
     '../_base_/datasets/imagenet_224_mctf.py',
     '../_base_/schedules/nvit_adamw.py',
+    '../_base_/nvit_cnn_distillation.py',
     '../_base_/default_runtime.py',
 ]
 
 heads = dict(cls='head.layers.head', dist='head.layers.head_dist')
-# The CNN's hook also halves the loss on labels, and nothing else.
 custom_hooks = [
-    dict(
-        type='DistillationHook',
-        losses=dict(loss_cnn=dict(type='CNNDistillationLoss', distill='hard')),
-        teacher=dict(type='mmpretrain.TimmClassifier', model_name='regnety_160'),
-        teacher_checkpoint='regnety_160.pth',
-        taps=dict(student_dist=heads['dist'], teacher_logits='model'),
-    ),
+    {{_base_.cnn_distillation}},
     dict(
         type='DistillationHook',
         losses=dict(loss_full=dict(type='FullModelLoss', temperature=3.0, per_head=False)),
-        teacher='configs/_base_/models/nvit_deit-base-distilled.py',
+        teacher='{{ fileDirname }}/../_base_/models/nvit_deit-base-distilled.py',
         teacher_checkpoint='deit-base-distilled.pth',
         taps=dict(
             student_cls=heads['cls'],
@@ -39,7 +33,7 @@ custom_hooks = [
         momentum=0.9,
         switch_to_eval=True,
         losses_from_first_event=['loss_full'],
-        recipe='configs/nvit/nvit-finetune_proxy-s_8xb144-300e_in1k-224.py',
+        recipe='{{ fileDirname }}/nvit-finetune_proxy-s_8xb144-300e_in1k-224.py',
     ),
 ]
 load_from = 'deit-base-distilled.pth'

@@ -5,7 +5,7 @@ _base_ = '../reid/deit-small_1xb64-120e_market1501-256x128.py'
 custom_hooks = [
     dict(
         type='KDHook',
-        teacher='configs/reid/deit-small_1xb64-120e_market1501-256x128.py',
+        teacher='{{ fileDirname }}/../reid/deit-small_1xb64-120e_market1501-256x128.py',
         teacher_checkpoint='deit-small_market1501.pth',
     ),
     dict(
@@ -13,7 +13,7 @@ custom_hooks = [
         cost='latency',
         latency_table='work_dirs/latency_deit-small_256x128.json',
         targets=[0.7, 0.5],
-        recipe='configs/reid/deit-small_1xb64-120e_market1501-256x128.py',
+        recipe='{{ fileDirname }}/../reid/deit-small_1xb64-120e_market1501-256x128.py',
     ),
 ]
 load_from = 'deit-small_market1501.pth'

@@ -12,7 +12,7 @@ custom_hooks = [
         prune_per_event=6,
         rank_unit=1,
         momentum=0.5,
-        recipe='configs/smmix/vit-mini_1xb128-10e_cifar10-32x32.py',
+        recipe='{{ fileDirname }}/../smmix/vit-mini_1xb128-10e_cifar10-32x32.py',
         group_sizes=dict(emb=8, head=1, qk=4, v=4, mlp=8),
     ),
 ]

@@ -10,7 +10,7 @@ custom_hooks = [
         interval=5,
         prune_per_event=64,
         momentum=0.5,
-        recipe='configs/reid/vit-mini_1xb64-40e_synthetic-128x64.py',
+        recipe='{{ fileDirname }}/../reid/vit-mini_1xb64-40e_synthetic-128x64.py',
     ),
 ]
 load_from = 'work_dirs/vit-mini.pth'

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/models/nvit_deit-base-distilled.py',
     '../_base_/datasets/imagenet_224_mctf.py',
     '../_base_/schedules/nvit_adamw.py',
+    '../_base_/nvit_cnn_distillation.py',
     '../_base_/default_runtime.py',
 ]
 
@@ -12,15 +13,7 @@ model = dict(
 )
 train_dataloader = dict(batch_size=32)
 
-custom_hooks = [
-    dict(
-        type='DistillationHook',
-        losses=dict(loss_cnn=dict(type='CNNDistillationLoss', distill='hard')),
-        teacher=dict(type='mmpretrain.TimmClassifier', model_name='regnety_160'),
-        teacher_checkpoint='regnety_160.pth',
-        taps=dict(student_dist='head.layers.head_dist', teacher_logits='model'),
-    ),
-]
+custom_hooks = [{{_base_.cnn_distillation}}]
 
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
 param_scheduler = [

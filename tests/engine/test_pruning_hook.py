@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper
 
 from tests.engine.test_distributed import build_model, free_port, make_batch
 from vitdown.checkpoint import load_checkpoint_file
@@ -317,7 +319,7 @@ def test_other_backbones_are_refused(tiny_config, tmp_path):
     cfg.model.head.in_channels = 512
     cfg.custom_hooks, cfg.log_level = [HOOK], 'ERROR'
     cfg.model.backbone.pop('_delete_', None)
-    with pytest.raises(ValueError, match='ResNet is not a VisionTransformer or NViT'):
+    with pytest.raises(ValueError, match='ResNet is not one of .*, NViT'):
         build_runner(cfg).train()
 
 
@@ -425,3 +427,11 @@ def test_sparse_weights_stay_sparse(tiny_config, tmp_path):
     for layer in runner.model.backbone.layers:
         for linear in (layer.attn.qkv, layer.attn.proj, layer.ffn.layers[0][0]):
             assert ((linear.weight.unflatten(1, (-1, 4)) != 0).sum(dim=-1) == 2).all()
+
+
+def test_gradients_that_stay_scaled_are_refused(pruned):
+    runner, _ = pruned
+    wrapper = AmpOptimWrapper.__new__(AmpOptimWrapper)  # one with a scaler needs a GPU
+    wrapper.optimizer = torch.optim.AdamW(runner.model.parameters(), fused=True)
+    with pytest.raises(ValueError, match='set fused=False in the optimizer'):
+        pruning_hook._plain_optimizer(SimpleNamespace(optim_wrapper=wrapper, model=runner.model))

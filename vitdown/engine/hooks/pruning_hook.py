@@ -398,4 +398,12 @@ def _plain_optimizer(runner: Runner) -> torch.optim.Optimizer:
             'Pruning needs whole weights on every process, which FSDP and ZeRO shard; '
             'use MMDistributedDataParallel'
         )
+    # Such an optimizer also gets the steps that overflow, with gradients that are still scaled.
+    if isinstance(wrapper, AmpOptimWrapper) and getattr(
+        wrapper.optimizer, '_step_supports_amp_scaling', False
+    ):
+        raise ValueError(
+            'Pruning scores gradients, which a fused optimizer leaves multiplied by the loss scale '
+            'of mixed precision; set fused=False in the optimizer'
+        )
     return wrapper.optimizer

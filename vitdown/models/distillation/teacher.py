@@ -103,11 +103,20 @@ class FrozenTeacher:
 def input_conversion(student: nn.Module, teacher: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """What turns images normalised for one model into images normalised for another.
 
-    None if both normalise alike, or one of them does not say how.
+    None if both normalise alike, or one of them has no preprocessor that does.
+
+    Raises:
+        ValueError: If the student's images are normalised, and the teacher doesn't say how its are.
     """
     preprocessors = [getattr(model, 'data_preprocessor', None) for model in (student, teacher)]
     if not all(isinstance(getattr(p, 'to_rgb', None), bool) for p in preprocessors):
         return None
+    if [hasattr(p, 'mean') for p in preprocessors] == [True, False]:
+        raise ValueError(
+            'The teacher does not say how its images are normalised, the student does: give the '
+            'teacher a data_preprocessor with mean, std and to_rgb (mean=[0, 0, 0] and '
+            'std=[1, 1, 1] for grey levels as they are)'
+        )
     (mean_s, std_s, rgb_s), (mean_t, std_t, rgb_t) = map(_normalisation, preprocessors)
     flip = rgb_s != rgb_t
     if flip:
