@@ -111,10 +111,17 @@ OWN = sorted(
 @pytest.mark.parametrize('name', OWN)
 def test_hooks_of_a_recipe_get_ready_in_its_own_scope(name, monkeypatch):
     """Built as the runner builds them, with teacher, losses and taps; no weights."""
-    # Without data there is nothing to load and no normalisation to compare.
-    for function in ('load_pretrained', 'input_conversion'):
-        monkeypatch.setattr(f'vitdown.models.distillation.teacher.{function}', mock.Mock())
+
+    def compare(student: nn.Module, network: nn.Module) -> None:
+        # Without data there are no numbers to compare.
+        said = [hasattr(model.data_preprocessor, 'mean') for model in (student, network)]
+        assert said == [True, True], 'teacher or student does not normalise'
+
+    monkeypatch.setattr(teacher, 'load_pretrained', mock.Mock())
+    monkeypatch.setattr(teacher, 'input_conversion', compare)
     cfg = load(name)
+    if 'data_preprocessor' in cfg:  # the runner does so
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with torch.device('meta'), mock.patch('torch.linspace', partial(torch.linspace, device='cpu')):
         model = MODELS.build(cfg.model)
         hooks = [

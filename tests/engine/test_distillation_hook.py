@@ -20,6 +20,7 @@ from vitdown.engine.hooks import (
     ViTKDHook,
 )
 from vitdown.models.distillation import Recorder, Tap, build_teacher
+from vitdown.models.distillation.teacher import input_conversion
 from vitdown.models.losses import KDLoss
 from vitdown.models.losses.distillation import nkd_parts
 from vitdown.registry import MODELS
@@ -267,6 +268,22 @@ def test_teacher_gets_images_in_its_own_normalisation(tmp_path):
     raw = torch.stack([runner.train_dataloader.dataset[i]['inputs'] for i in range(6)])
     mean, std = torch.tensor([1.0, 2, 3]).view(3, 1, 1), torch.tensor([2.0, 4, 5]).view(3, 1, 1)
     torch.testing.assert_close(teacher.calls[0][2], (raw.flip(1) - mean) / std)
+
+
+def test_a_teachers_file_says_how_its_images_are_normalised(tmp_path, teacher_file):
+    """Also beside the model, where mmpretrain's configs have it."""
+    model = cnn(6)
+    preprocessor = dict(
+        model.pop('data_preprocessor'), mean=[1.0, 2.0, 3.0], std=[2.0, 4.0, 5.0], to_rgb=True
+    )
+    file = tmp_path / 'teacher.py'
+    file.write_text(f'{model=}\n{preprocessor=}\n'.replace('preprocessor=', 'data_preprocessor='))
+    teacher = build_teacher(str(file), str(teacher_file))
+    assert teacher.data_preprocessor.mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert input_conversion(teacher, teacher) is None
+    unsaid = build_teacher(cnn(6), str(teacher_file))
+    with pytest.raises(ValueError, match='does not say how its images are normalised'):
+        input_conversion(teacher, unsaid)
 
 
 def test_hook_and_wrapper_compute_the_same(tmp_path, teacher_file):

@@ -20,8 +20,9 @@ def build_teacher(
     """Build a trained network to learn from.
 
     Args:
-        teacher (str | dict | nn.Module): Config file (its ``model`` is taken; ``package::file`` for
-            one of another package), config of a model, or a model, which is taken as it is.
+        teacher (str | dict | nn.Module): Config file (its ``model`` and ``data_preprocessor`` are
+            taken; ``package::file`` for one of another package), config of a model, or a model,
+            which is taken as it is.
         checkpoint (str, optional): Weights of the whole model; needed with a config.
         source (str, optional): Code base that the weights come from, see
             :mod:`vitdown.converters`.
@@ -37,13 +38,16 @@ def build_teacher(
         return teacher
     if not checkpoint:
         raise ValueError('An untrained teacher teaches nothing; set teacher_checkpoint')
-    scope = None
+    scope, preprocessor = None, None
     if isinstance(teacher, str):
         config = get_config(teacher) if '::' in teacher else Config.fromfile(teacher)
         if 'model' not in config:
             raise ValueError(f'The teacher config {teacher} has no model')
         teacher, scope = config.model, config.get('default_scope')
+        preprocessor = config.get('data_preprocessor')
     teacher = copy.deepcopy(dict(teacher))
+    if preprocessor is not None:  # stands beside the model in mmpretrain's configs
+        teacher.setdefault('data_preprocessor', preprocessor)
     if scope:
         teacher.setdefault('_scope_', scope)
     model = MODELS.build(teacher)
