@@ -66,6 +66,7 @@ def parse_args() -> argparse.Namespace:
     pruner = modes.add_parser('pruner', help='scores and events against a loop over units')
     pruner.add_argument('--arch', default='deit-base')
     pruner.add_argument('--repeats', type=int, default=5)
+    pruner.add_argument('--threads', type=int, default=1, help='CPU threads')
     prune = modes.add_parser('prune', help='criteria against each other, fine-tuned alike')
     prune.add_argument('config', help='config with a PruningHook')
     prune.add_argument('checkpoint', help='checkpoint of the model before pruning')
@@ -239,6 +240,7 @@ def loop_event(pruner: GlobalPruner) -> list[Tensor]:
 
 
 def compare_pruner(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
     model = NViT(args.arch, 224)
     model.init_weights()
     for parameter in model.parameters():

@@ -304,7 +304,32 @@ def test_target_below_the_smallest_model_is_refused(tiny_config, tmp_path):
         run(tiny_config, tmp_path, [hook])
 
 
+def test_a_checkpoint_with_a_pruned_embedding_is_gone_on_with_as_such(
+    pruned, tiny_config, tmp_path
+):
+    _, work_dir = pruned
+    last = (work_dir / 'last_checkpoint').read_text()
+    hook = {**HOOK, 'targets': 0.3, 'structures': ['head', 'mlp']}
+    with pytest.raises(ValueError, match="pruned already: keep 'emb' in structures"):
+        run(tiny_config, tmp_path, [hook], load_from=last)
+
+
+def test_options_of_the_pruner_are_handed_on(tiny_config, tmp_path):
+    options = dict(cost_weight=0.25, normalize_cost=False, momentum=0.5, count_pruned=False)
+    hook = {**HOOK, **options, 'targets': 0.9, 'export': False}
+    pruner = hook_of(run(tiny_config, tmp_path, [hook])).pruner
+    assert {name: getattr(pruner, name) for name in options if name != 'normalize_cost'} == {
+        name: value for name, value in options.items() if name != 'normalize_cost'
+    }
+    assert pruner.full_cost > 1, 'counted in multiply-adds, not as a share'
+
+
 def test_what_has_no_dense_model_is_refused_before_training(tiny_config, tmp_path):
+    with pytest.raises(ValueError, match='recipe must be a config with a model'):
+        run(tiny_config, tmp_path, [{**HOOK, 'recipe': dict(optim_wrapper=dict())}])
+    sizes = {'model.backbone.layer_cfgs': dict(feedforward_channels=40)}
+    with pytest.raises(ValueError, match='The dense model of this config cannot take the weights'):
+        run(tiny_config, tmp_path, [HOOK], **sizes)
     hook = {**HOOK, 'structures': ['mlp'], 'targets': 0.9}
     with pytest.raises(ValueError, match='JPMHead has a copy of the last block'):
         run(tiny_config, tmp_path, [hook], **{'model.head.type': 'JPMHead'})

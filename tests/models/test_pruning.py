@@ -381,6 +381,14 @@ def test_last_group_of_a_layer_stays():
     assert structure.counts(gates) == [24, 3, 8, 8, 16, 3, 8, 8, 16]
 
 
+def test_events_prune_as_much_each_where_pruned_groups_have_no_rank():
+    new = dict(group_sizes=UNIT_GROUPS, prune_per_event=2, rank_unit=1, cost_weight=0)
+    one = pruner(build(), count_pruned=False, saliency='magnitude', **new)
+    kept = [sum(one.event()['kept']) for _ in range(6)]
+    steps = {before - after for before, after in zip(kept, kept[1:])}
+    assert steps == {2}
+
+
 @pytest.mark.parametrize(('count_pruned', 'goes'), [(True, 0), (False, 1)])
 def test_pruned_groups_have_a_rank_or_not(count_pruned, goes):
     structure = ViTStructure(build())

@@ -7,10 +7,13 @@ python tools/pruning/export_pruned.py pruned_0.5.py pruned_0.5.pth small.pth --r
 import argparse
 from pathlib import Path
 
+from mmengine.config import Config
+
 from vitdown.checkpoint import check_fit, load_checkpoint_file, unwrap_state_dict
 from vitdown.datasets.transforms import check_key_sources
 from vitdown.engine.launch import ConfigError, add_config_arguments, load_config, run_tool
 from vitdown.models.pruning import Sizes, ViTStructure, save_dense
+from vitdown.models.pruning.export import is_pruning_hook
 from vitdown.registry import MODELS
 from vitdown.visualization import draw_pruning_report, format_pruning_report
 
@@ -30,7 +33,7 @@ def parse_args() -> argparse.Namespace:
         '--recipe',
         metavar='CONFIG',
         help='config to fine-tune with, which all but the model is taken from, and its drop rates; '
-        'for dense models, too',
+        "for dense models, too (default: the PruningHook's, if there is one, or CONFIG)",
     )
     return parser.parse_args()
 
@@ -41,7 +44,10 @@ def main() -> None:
     if output.suffix != '.pth':
         raise ConfigError(f'The output {output} must be a .pth file')
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    recipe = load_config(args.recipe) if args.recipe else None
+    hook = next((h for h in cfg.get('custom_hooks') or [] if is_pruning_hook(h)), {})
+    recipe = args.recipe or hook.get('recipe')
+    if recipe is not None:
+        recipe = load_config(recipe) if isinstance(recipe, str) else Config(dict(recipe))
     check_key_sources((recipe or cfg).to_dict())  # it is written beside the checkpoint
     content = load_checkpoint_file(args.checkpoint)
     state_dict = unwrap_state_dict(content)
@@ -49,10 +55,11 @@ def main() -> None:
     check_fit(model, state_dict, f'Checkpoint {args.checkpoint}')
     model.load_state_dict(state_dict)
     structure = ViTStructure(model, embedding=False)
-    history = []
+    cost, history = hook.get('cost', 'latency'), []
     if 'pruning' in content:
         state = content['pruning']['pruner']
         gates, history = [gate.bool() for gate in state['gates']], state['history']
+        cost = content['pruning'].get('cost', cost)
     else:
         gates = structure.gates_from_zeros(state_dict)
     if not gates[0].all():
@@ -61,11 +68,10 @@ def main() -> None:
         raise ConfigError(
             f'Nothing is pruned in {args.checkpoint}; a dense model gets another config by --recipe'
         )
-    hooks = cfg.get('custom_hooks') or []
-    costs = [hook.get('cost', 'latency') for hook in hooks if 'PruningHook' in str(hook['type'])]
-    print(format_pruning_report(structure, gates, (costs or ['cost'])[0], history))
+    print(format_pruning_report(structure, gates, cost, history))
     draw_pruning_report(structure, gates, output.with_suffix('.png'))
-    ln_mode = args.ln_mode or cfg.model.backbone.get('ln_mode', 'dense')
+    as_configured = hook or cfg.model.backbone
+    ln_mode = args.ln_mode or as_configured.get('ln_mode', 'dense')
     config = save_dense(cfg, model, structure, gates, output, ln_mode, recipe=recipe)
     full = sum(p.numel() for p in model.parameters())
     kept = sum(p.numel() for p in MODELS.build(load_config(str(config)).model).parameters())

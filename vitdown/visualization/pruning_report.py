@@ -21,7 +21,7 @@ def format_pruning_report(
         structure (ViTStructure): Of the model before pruning.
         gates (Sequence[Tensor]): Which units are kept, one bool tensor a layer.
         cost (str): What the cost is called.
-        history (Sequence[dict]): See :class:`GlobalPruner`.
+        history (Sequence[dict]): See :class:`GlobalPruner`; empty where it is not known.
     """
     full, kept = structure.sizes, Sizes.from_counts(structure.counts(gates))
     rows = [
@@ -31,11 +31,11 @@ def format_pruning_report(
     for i, (after, before) in enumerate(zip(kept.blocks, full.blocks)):
         cells = [f'{a} / {b}' for a, b in zip(after, before)]
         rows.append('| ' + ' | '.join([str(i), *cells]) + ' |')
-    ratio = history[-1]['cost_ratio'] if history else 1.0
+    reached = f'; {cost} of the blocks: {100 * history[-1]["cost_ratio"]:.1f} %' if history else ''
     return '\n'.join(
         [
             f'Kept / before pruning, after {len(history)} events. Embedding: {kept.emb} / '
-            f'{full.emb} channels; {cost} of the blocks: {100 * ratio:.1f} %.',
+            f'{full.emb} channels{reached}.',
             '',
             *rows,
             '',

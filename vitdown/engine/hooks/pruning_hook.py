@@ -23,6 +23,7 @@ from vitdown.models.pruning import (
     ViTStructure,
     check_ln_mode,
     device_name,
+    export_dense,
     save_dense,
 )
 from vitdown.registry import HOOKS
@@ -186,6 +187,8 @@ class PruningHook(Hook):
             self.recipe = recipe
         elif isinstance(self.recipe, Mapping):
             self.recipe = Config(dict(self.recipe))
+        if self.export:
+            self._check_export(runner)
         self._waiting = self._waiting_hooks(runner)
         self._runner = runner
         self._handle = _plain_optimizer(runner).register_step_post_hook(self._after_step)
@@ -241,6 +244,24 @@ class PruningHook(Hook):
                 'on with the same cost and table, or make a dense model of the checkpoint '
                 '(tools/pruning/export_pruned.py) and prune that'
             )
+
+    def _check_export(self, runner: Runner) -> None:
+        """Build a dense model before training, rather than fail at the first target."""
+        if self.recipe is not None and 'backbone' not in (self.recipe.get('model') or {}):
+            raise ValueError('recipe must be a config with a model and its backbone')
+        pruner = self.pruner
+        gates = [gate.clone() for gate in pruner.gates]
+        for layer, gate in zip(pruner.layers, gates):
+            if layer.kind in pruner.kinds:
+                gate[gate.nonzero()[pruner.group_sizes[layer.kind] :]] = False
+        try:
+            with torch.random.fork_rng(devices=[]):
+                export_dense(runner.cfg.model, pruner.model, pruner.structure, gates, self.ln_mode)
+        except RuntimeError as error:
+            raise ValueError(
+                f'The dense model of this config cannot take the weights: {error}. Leave sizes of '
+                'layers to arch, or set export=False'
+            ) from None
 
     def _check_passed_targets(self, runner: Runner) -> None:
         """Refuse targets that are behind the checkpoint and have no model in the work dir."""

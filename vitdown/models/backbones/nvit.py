@@ -156,6 +156,8 @@ class NViT(VisionTransformer):
             self.num_extra_tokens = 2
         if not isinstance(layer_cfgs, Sequence):
             layer_cfgs = [layer_cfgs or {}] * len(sizes)
+        if len(layer_cfgs) != len(sizes):
+            raise ValueError(f'{len(layer_cfgs)} layer_cfgs for {len(sizes)} layers')
         # The parent knows equal layers only: what it is told here is replaced layer by layer.
         parent_arch = {**arch, 'num_heads': 1, 'feedforward_channels': 1}
         super().__init__(

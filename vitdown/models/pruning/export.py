@@ -169,7 +169,7 @@ def save_dense(
     out = Config(copy.deepcopy(recipe.to_dict()))
     out.model = model_cfg
     hooks = out.get('custom_hooks') or []
-    out.custom_hooks = [hook for hook in hooks if not _is_pruning_hook(hook)]
+    out.custom_hooks = [hook for hook in hooks if not is_pruning_hook(hook)]
     out.load_from, out.resume = str(path.resolve()), False
     for key in ('work_dir', 'launcher'):
         out.pop(key, None)
@@ -188,6 +188,7 @@ def _with_drop_rates(backbone: Mapping, recipe: Mapping) -> dict:
     return {**kept, **{key: recipe[key] for key in _DROP_RATES if key in recipe}}
 
 
-def _is_pruning_hook(hook: object) -> bool:
+def is_pruning_hook(hook: object) -> bool:
+    """Whether a hook, or the config of one, prunes."""
     kind = hook.get('type') if isinstance(hook, Mapping) else type(hook).__name__
     return str(kind).rpartition('.')[2] == 'PruningHook'

@@ -212,8 +212,10 @@ class GlobalPruner:
         """
         scores = self.blend(self.mean_scores())
         regularised = self.regularise(scores)
+        # Where pruned groups leave the ranking, a rank that grows would count them again.
+        number = self.num_events if self.count_pruned else 1
         index = rank_index(
-            self.num_events, self.num_groups, self.prune_per_event, self.rank_unit, self.max_units
+            number, self.num_groups, self.prune_per_event, self.rank_unit, self.max_units
         )
         gates, threshold = prune_groups(
             self.layers,
@@ -308,13 +310,20 @@ class GlobalPruner:
         """Go on from :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state is of a model of other sizes.
+            ValueError: If the state is of a model of other sizes, or its embedding is pruned and
+                this pruner leaves embeddings alone.
         """
         units = [len(gate) for gate in state['gates']]
         if units != [layer.units for layer in self.layers]:
             raise ValueError(
                 'The pruning state is that of a model of other sizes; prune from a checkpoint of '
                 'this config'
+            )
+        if 'emb' not in self.kinds and not state['gates'][0].all():
+            raise ValueError(
+                "The embedding of the checkpoint is pruned already: keep 'emb' in structures, or "
+                'make a dense model of the checkpoint (tools/pruning/export_pruned.py) and prune '
+                'that'
             )
         device = next(iter(self._parameters.values())).device
         self.gates = [gate.cpu().bool() for gate in state['gates']]
