@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from vitdown.datasets.unlearnable.protect import protect, verify
 from vitdown.datasets.unlearnable.settings import ProtectionError, Settings, SourceImage
 from vitdown.datasets.unlearnable.sources import class_folder_images, dataset_images
 from vitdown.engine.launch import build_runner, evaluate, load_config
+from vitdown.models.distillation.teacher import build_teacher
 
 TOOL = 'tools/dataset_converters/make_unlearnable.py'
 SECRET = 'correct-horse-battery-staple-7261'
@@ -794,3 +796,59 @@ def test_keys_are_looked_for_in_all_that_is_built_or_written(protected_config, t
     assert not (tmp_path / 'work').exists()
     with pytest.raises(KeyUnavailableError, match='no argument key'):
         load_config(str(protected_config('key')))
+
+
+VARIABLE = 'VITDOWN_UNLEARNABLE_KEY'
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('quoted.py', "t = dict(type='ConvUnlearnable', key='{{$VARIABLE:}}')", 'refers to'),
+        ('other.py', "t = dict(type='ConvUnlearnable', key_file='{{ $VARIABLE:x}}')", 'refers to'),
+        ('bare.py', "a = {{'$VARIABLE:'}}", 'refers to'),
+        ('environ.py', "import os\na = os.environ['VARIABLE']", 'refers to'),
+        ('snippet.yaml', 'a: {{$VARIABLE:}}: b', 'refers to'),
+        ('child.py', "_base_ = 'quoted.py'", 'refers to'),
+        ('mine.py', "t = dict(type='ConvUnlearnable', key='{{$MINE:}}')", 'no argument key'),
+        ('mine_bare.py', "t = dict(type='ConvUnlearnable', key={{'$MINE:'}})",
+         'cannot be read with MINE of the environment filled in: NameError'),
+        ('mine_base.py', "_base_ = '{{$MINE:}}'", 'filled in: FileNotFoundError'),
+        ('mine.yaml', 'a: {{$MINE:}}: b', 'filled in: ScannerError'),
+    ],
+)  # fmt: skip
+def test_keys_of_the_environment_get_into_no_config(
+    tmp_path, monkeypatch, capsys, name, text, message
+):
+    """Not through MMEngine's variables in configs either, whose values it logs."""
+    quoted = "key_file = '{{$VARIABLE:}}'"
+    for file, content in (('quoted.py', quoted), (name, text)):
+        (tmp_path / file).write_text(content.replace('VARIABLE', VARIABLE) + '\n')
+    for variable in (VARIABLE, 'MINE'):
+        monkeypatch.setenv(variable, SECRET)
+    for script in ('train', 'analysis_tools/print_config'):
+        monkeypatch.setattr(sys, 'argv', [script, str(tmp_path / name)])
+        with pytest.raises(SystemExit, match='2'):
+            runpy.run_path(str(ROOT / f'tools/{script}.py'), run_name='__main__')
+        shown = ''.join(capsys.readouterr())
+        assert message in shown
+        assert not any(word in shown for word in SECRET.split('-'))
+    with pytest.raises(ValueError, match='.') as caught:
+        load_config(str(tmp_path / name))
+    traces = ''.join(traceback.format_exception(caught.value))
+    assert not any(word in traces for word in SECRET.split('-'))
+    assert os.environ[VARIABLE] == SECRET
+
+
+def test_values_of_the_environment_are_not_logged(tiny_config, tmp_path, monkeypatch, capsys):
+    """Other variables fill in configs as before, and the key is there again."""
+    config = tmp_path / 'named.py'
+    config.write_text(f"_base_ = '{tiny_config}'\nwork_dir = '{{{{$MINE:x}}}}'\n")
+    monkeypatch.setenv('MINE', SECRET)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert load_config(str(config)).work_dir == SECRET
+    assert SECRET not in ''.join(capsys.readouterr())
+    assert VARIABLE not in os.environ
+    with pytest.raises(FileNotFoundError, match='Checkpoint no.pth'):
+        build_teacher(str(config), 'no.pth')
+    assert SECRET not in ''.join(capsys.readouterr())

@@ -21,11 +21,8 @@ from mmengine.runner import Runner
 import vitdown
 import vitdown.registry  # lets other packages find vitdown's types by their scope
 from vitdown.checkpoint import CheckpointError
+from vitdown.config import ConfigError, read_config
 from vitdown.datasets.transforms import check_key_arguments, check_key_sources
-
-
-class ConfigError(ValueError):
-    """A config that can't be read or an override that fits nothing."""
 
 
 class _OverrideAction(DictAction):
@@ -120,12 +117,7 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'Config {path} does not exist')
-    try:
-        cfg = Config.fromfile(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ConfigError(f'Config {path} cannot be read: {error}') from error
+    cfg = read_config(path)
     if options:
         for key in options:
             _check_option(cfg, key)

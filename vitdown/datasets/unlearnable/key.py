@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-#: Environment variable that is looked at when a config or command names no source.
-KEY_VARIABLE = 'VITDOWN_UNLEARNABLE_KEY'
+from vitdown.config import KEY_VARIABLE
+
 _MIN_LENGTH = 16
 _MIN_VARIETY = 8
 

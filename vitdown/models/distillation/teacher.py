@@ -2,12 +2,12 @@ import copy
 from collections.abc import Callable, Mapping
 
 import torch
-from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmpretrain.models.backbones import DeiT3 as MMPretrainDeiT3
 from torch import Tensor, nn
 
+from vitdown.config import read_config
 from vitdown.registry import MODELS
 
 from ..pretrained import load_pretrained
@@ -40,7 +40,7 @@ def build_teacher(
         raise ValueError('An untrained teacher teaches nothing; set teacher_checkpoint')
     scope, preprocessor = None, None
     if isinstance(teacher, str):
-        config = get_config(teacher) if '::' in teacher else Config.fromfile(teacher)
+        config = get_config(teacher) if '::' in teacher else read_config(teacher)
         if 'model' not in config:
             raise ValueError(f'The teacher config {teacher} has no model')
         teacher, scope = config.model, config.get('default_scope')
