@@ -10,7 +10,9 @@ import yaml
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope, Registry
 from mmengine.utils import to_2tuple
+from mmpretrain import registry as mmpretrain
 
 from vitdown.engine.launch import load_config
 from vitdown.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS
@@ -29,9 +31,10 @@ OPTIONS_BASE = {
     'unlearnable': 'resnet-mini_1xb128-6e_cifar10-protected-32x32.py',
 }
 CONFIGS = sorted(p for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
-CLASSIFIERS = [p for p in CONFIGS if 'ImageClassifier' in load_config(str(p)).model.type]
+LOADED = {p: load_config(str(p)) for p in CONFIGS}  # to be read only
+CLASSIFIERS = [p for p, cfg in LOADED.items() if 'ImageClassifier' in cfg.model.type]
 # Detection and segmentation
-DENSE = [p for p in CONFIGS if load_config(str(p)).default_scope in ('mmdet', 'mmseg')]
+DENSE = [p for p, cfg in LOADED.items() if cfg.default_scope in ('mmdet', 'mmseg')]
 
 
 def build_model(cfg: Config) -> BaseModel:
@@ -81,6 +84,38 @@ def test_config_builds(path):
         *_, last = (s for s in loader.dataset.pipeline if 'scale' in s or 'crop_size' in s)
         images = last['crop_size'] if 'crop_size' in last else last['scale'][::-1]
         assert to_2tuple(images) == tuple(size)
+
+
+def found(registry: Registry, kind: str, scope: str) -> type | None:
+    """The class of a type in a default scope."""
+    with (
+        DefaultScope.overwrite_default_scope(scope),
+        registry.switch_scope_and_registry(None) as searched,
+    ):
+        return searched.get(kind)
+
+
+def parts(cfg: Config) -> list[tuple[Registry, Registry, str]]:
+    """Types of a classifier and of what prepares its images: in which registries, and the name."""
+    model = cfg.model
+    kinds = [model.type, *(model[n].type for n in ('backbone', 'neck', 'head') if model.get(n))]
+    # Test images are only made unlearnable where their labels are known.
+    steps = [s.type for s in cfg.test_dataloader.dataset.pipeline if s.type != 'ConvUnlearnable']
+    models = [(MODELS, mmpretrain.MODELS, kind) for kind in kinds]
+    return models + [(TRANSFORMS, mmpretrain.TRANSFORMS, step) for step in steps]
+
+
+def test_mmpretrain_finds_the_classes_of_vitdown():
+    """Its inferencer reads types in a scope of its own, where equal names mean other classes."""
+    classifiers = [(p, cfg) for p, cfg in LOADED.items() if 'Classifier' in cfg.model.type]
+    assert len(classifiers) > len(CLASSIFIERS)
+    wrong = {
+        (kind, path.name)
+        for path, cfg in classifiers
+        for ours, theirs, kind in parts(cfg)
+        if found(ours, kind, cfg.default_scope) is not found(theirs, kind, 'mmpretrain')
+    }
+    assert not wrong, f'types that need the scope vitdown: {sorted(wrong)}'
 
 
 @pytest.mark.parametrize('folder', FOLDERS)

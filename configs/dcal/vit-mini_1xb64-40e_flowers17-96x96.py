@@ -11,7 +11,7 @@ model = dict(
         to_rgb=True,
     ),
     backbone=dict(
-        type='VisionTransformer',
+        type='vitdown.VisionTransformer',
         arch=dict(embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
         img_size=(96, 96),
         patch_size=8,

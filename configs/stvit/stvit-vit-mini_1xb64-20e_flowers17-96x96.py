@@ -2,5 +2,7 @@
 _base_ = './vit-mini_1xb64-20e_flowers17-96x96.py'
 
 model = dict(
-    backbone=dict(type='STViTDeiT', num_base=2, semantic_grid=(4, 4), out_type='avg_featmap'),
+    backbone=dict(
+        type='vitdown.STViTDeiT', num_base=2, semantic_grid=(4, 4), out_type='avg_featmap'
+    ),
 )

@@ -4,7 +4,7 @@ _base_ = './vit-mini_1xb64-20e_flowers17-96x96.py'
 model = dict(
     backbone=dict(
         _delete_=True,
-        type='SwinTransformer',
+        type='vitdown.SwinTransformer',
         arch=dict(embed_dims=32, depths=(1, 1, 6, 1), num_heads=(1, 2, 4, 8)),
         img_size=96,
         window_size=6,

@@ -15,7 +15,7 @@ model = dict(
         num_classes=10,
     ),
     backbone=dict(
-        type='VisionTransformer',
+        type='vitdown.VisionTransformer',
         arch=dict(embed_dims=64, num_layers=4, num_heads=2, feedforward_channels=128),
         img_size=(32, 32),
         patch_size=4,

@@ -184,6 +184,8 @@ def test_models_that_do_not_fit(tiny_config, tmp_path):
     cfg.test_dataloader.dataset.pipeline[0].type = 'LoadImageFromFile'
     with pytest.raises(ConfigError, match='LoadReIDImage'):
         ReIDInferencer(cfg)
+    cfg.test_dataloader.dataset.pipeline[0].type = 'vitdown.LoadReIDImage'
+    ReIDInferencer(cfg, device='cpu')
     cfg.test_dataloader = None
     with pytest.raises(ConfigError, match='test_dataloader'):
         ReIDInferencer(cfg)

@@ -390,7 +390,7 @@ def pipeline_of(cfg: Config) -> list[dict]:
     pipeline = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
     if not pipeline:
         raise ConfigError('the config has no test_dataloader.dataset.pipeline to prepare images by')
-    if pipeline[0]['type'] != 'LoadReIDImage':
+    if pipeline[0]['type'] not in ('LoadReIDImage', 'vitdown.LoadReIDImage'):
         raise ConfigError(
             f'the test pipeline starts with {pipeline[0]["type"]}; let it start with '
             "dict(type='LoadReIDImage'), which reads arrays too and names damaged files"

@@ -2,14 +2,14 @@
 data_root = '{{$VITDOWN_DATA:data}}/flowers17'
 
 train_pipeline = [
-    dict(type='LoadReIDImage'),
+    dict(type='vitdown.LoadReIDImage'),
     dict(type='Resize', scale=(112, 112), interpolation='bicubic', backend='pillow'),
     dict(type='mmpretrain.RandomCrop', crop_size=96),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmpretrain.PackInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadReIDImage'),
+    dict(type='vitdown.LoadReIDImage'),
     dict(type='Resize', scale=(112, 112), interpolation='bicubic', backend='pillow'),
     dict(type='mmpretrain.CenterCrop', crop_size=96),
     dict(type='mmpretrain.PackInputs'),

@@ -2,14 +2,14 @@
 data_root = '{{$VITDOWN_DATA:data}}/stanford_cars'
 
 train_pipeline = [
-    dict(type='LoadReIDImage'),
+    dict(type='vitdown.LoadReIDImage'),
     dict(type='Resize', scale=(550, 550), interpolation='bicubic', backend='pillow'),
     dict(type='mmpretrain.RandomCrop', crop_size=448),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmpretrain.PackInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadReIDImage'),
+    dict(type='vitdown.LoadReIDImage'),
     dict(type='Resize', scale=(550, 550), interpolation='bicubic', backend='pillow'),
     dict(type='mmpretrain.CenterCrop', crop_size=448),
     dict(type='mmpretrain.PackInputs'),

@@ -2,7 +2,7 @@
 # Configs set arch, img_size, in_channels and num_classes; mean and std of the pretrained weights.
 # Here they are DeiT's.
 model = dict(
-    type='TokenClassifier',
+    type='vitdown.TokenClassifier',
     data_preprocessor=dict(
         type='mmpretrain.ClsDataPreprocessor',
         mean=[123.675, 116.28, 103.53],
@@ -10,18 +10,18 @@ model = dict(
         to_rgb=True,
     ),
     backbone=dict(
-        type='VisionTransformer',
+        type='vitdown.VisionTransformer',
         patch_size=16,
         drop_path_rate=0.1,
         out_type='cls_token',
     ),
     head=dict(
-        type='DCALHead',
+        type='vitdown.DCALHead',
         task='fgvc',
         loss_id=dict(type='mmpretrain.CrossEntropyLoss'),
         glca=dict(ratio=0.1, input='last', pool='cls', init='auto'),
         pwca=dict(enable=True, pairing='random', partner_stream='pwca'),
-        loss_weighting=dict(type='UncertaintyWeightedLoss', init=0.0),
+        loss_weighting=dict(type='vitdown.UncertaintyWeightedLoss', init=0.0),
         infer_branch='both',
     ),
 )

@@ -125,7 +125,7 @@ class DCALHead(ReIDHead):
         feedforward_channels: int | None = None,
         glca: dict | None = dict(),
         pwca: dict | None = dict(),
-        loss_weighting: dict | None = dict(type='UncertaintyWeightedLoss'),
+        loss_weighting: dict | None = dict(type='vitdown.UncertaintyWeightedLoss'),
         infer_branch: str = 'both',
         normalize_parts: bool = False,
         **kwargs: Any,
@@ -170,7 +170,7 @@ class DCALHead(ReIDHead):
                 raise ValueError(
                     f'loss_weighting.tasks are the branches that learn, {branches}: leave it out'
                 )
-            kind = dict(type='UncertaintyWeightedLoss')
+            kind = dict(type='vitdown.UncertaintyWeightedLoss')
             self.loss_weighting = MODELS.build({**kind, **loss_weighting, 'tasks': branches})
         self._register_load_state_dict_pre_hook(self._drop_surplus)
 
