@@ -144,6 +144,18 @@ def test_dense_model_gets_another_recipe(pruned, tiny_config, tmp_path):
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize('as_recipe', [False, True])
+def test_a_config_that_may_hold_a_key_is_not_written(pruned, tiny_config, tmp_path, as_recipe):
+    config, out = tmp_path / 'secret.py', tmp_path / 'small.pth'
+    secret = dict(type='ConvUnlearnable', num_classes=6, key_file='correct-horse-battery-7261')
+    config.write_text(f"_base_ = '{tiny_config}'\ntransform = {secret}\n")
+    last = max(pruned.glob('epoch_*.pth'), key=lambda p: int(p.stem.split('_')[1]))
+    args = [tiny_config, last, out, '--recipe', config] if as_recipe else [config, last, out]
+    with pytest.raises(ValueError, match='Cannot read the key file'):
+        call_tool('export_pruned', *args)
+    assert list(tmp_path.iterdir()) == [config]
+
+
 @pytest.mark.parametrize('own_hook', [False, True])
 @pytest.mark.parametrize(('key', 'limit'), [('max_epochs', 1000), ('max_iters', 100_000)])
 def test_pruning_keeps_its_own_rate_and_counts_as_the_config(
@@ -188,6 +200,27 @@ def test_masked_checkpoint_is_exported_exactly(pruned, tiny_config):
     images = torch.rand(4, 3, 32, 16)
     with torch.no_grad():
         torch.testing.assert_close(dense(images), masked(images)[:, gates[0]], rtol=0, atol=1e-5)
+
+
+def test_checkpoints_are_exported_as_the_hook_of_their_config_says(
+    pruned, tiny_config, tmp_path, capsys
+):
+    recipe = tmp_path / 'recipe.py'
+    recipe.write_text(f"_base_ = '{tiny_config}'\ntrain_cfg = dict(max_epochs=7)\n")
+    path = tmp_path / 'config.py'
+    hook = dict(type='PruningHook', cost='params', ln_mode='exact', recipe=str(recipe))
+    path.write_text(f"_base_ = '{tiny_config}'\ncustom_hooks = [{hook}]\n")
+    last = max(pruned.glob('epoch_*.pth'), key=lambda p: int(p.stem.split('_')[1]))
+    call_tool('export_pruned', path, last, tmp_path / 'small.pth')
+    cfg = load_config(str(tmp_path / 'small.py'))
+    assert (cfg.model.backbone.ln_mode, cfg.train_cfg.max_epochs) == ('exact', 7)
+    # The cost is the checkpoint's own.
+    assert '; latency by the table ' in capsys.readouterr().out
+    # Zeros alone don't tell it.
+    zeros = dict(state_dict=load_checkpoint_file(last)['state_dict'])
+    torch.save(zeros, tmp_path / 'zeros.pth')
+    call_tool('export_pruned', path, tmp_path / 'zeros.pth', tmp_path / 'small.pth')
+    assert 'of the blocks' not in capsys.readouterr().out
 
 
 def test_any_head_is_exported_with_the_embedding_whole(tiny_config, tmp_path):
