@@ -338,6 +338,16 @@ def test_what_has_no_dense_model_is_refused_before_training(tiny_config, tmp_pat
         run(tiny_config, tmp_path, [{**HOOK, 'ln_mode': 'exact'}], **norm)
 
 
+def test_a_recipe_that_may_hold_a_key_is_refused_before_training(tiny_config, tmp_path):
+    """It is written beside the dense models."""
+    recipe = tmp_path / 'recipe.py'
+    secret = dict(type='ConvUnlearnable', num_classes=6, key_file='correct-horse-battery-7261')
+    recipe.write_text(f"_base_ = '{tiny_config}'\ntransform = {secret}\n")
+    with pytest.raises(ValueError, match='Cannot read the key file'):
+        run(tiny_config, tmp_path / 'work', [{**HOOK, 'recipe': str(recipe)}])
+    assert not list((tmp_path / 'work').glob('pruned_*'))
+
+
 def test_other_backbones_are_refused(tiny_config, tmp_path):
     backbone = dict(_delete_=True, type='mmpretrain.ResNet', depth=18)
     cfg = load_config(str(tiny_config), {'model.backbone': backbone}, str(tmp_path))
