@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import CrossEncoderLayer, RegionPooling, TransformerEncoderLayer
-from ..option_checks import check_integers, refuse_token_fusion
+from ..option_checks import check_flags, check_integers, refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .vision_transformer import VisionTransformer
@@ -76,6 +76,7 @@ class STViTDeiT(VisionTransformer):
         check_integers('semantic_grid', semantic_grid, low=1, sizes=(2,))
         check_integers('num_base', num_base, low=0)
         check_integers('num_generation', num_generation, low=1)
+        check_flags(use_global_center=use_global_center)
         self.num_base = num_base
         self.num_generation = num_generation
         super().__init__(

@@ -139,6 +139,18 @@ class STViTSwin(SwinTransformer):
         if semantic_shortcut is not None:
             check_flags(semantic_shortcut=semantic_shortcut)
         check_numbers(high=1, drop_path_rate=drop_path_rate)
+        check_numbers(layer_scale_init_value=layer_scale_init_value)
+        if not isinstance(stem_norm_cfg, dict):
+            raise ValueError(
+                f"stem_norm_cfg must be a dict such as dict(type='BN'), got {stem_norm_cfg!r}"
+            )
+        if init_cfg is not None and (
+            not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained'
+        ):
+            raise ValueError(
+                "init_cfg must be dict(type='Pretrained', checkpoint=...), or None for the paper's "
+                f'initialisation, got {init_cfg!r}'
+            )
         windowed = key_mode == 'window'
         if key_windows is None:
             key_windows = (14, 21) if recover else (14,)
