@@ -8,6 +8,7 @@ from mmcv.cnn import fuse_conv_bn
 from torch import nn
 
 from benchmarks.stvit_unfolded import use_unfolded_form
+from vitdown.checkpoint import check_fit
 from vitdown.engine.complexity import get_flops
 from vitdown.models.backbones import STViTDeiT, STViTSwin
 from vitdown.models.layers import (
@@ -16,6 +17,7 @@ from vitdown.models.layers import (
     SemanticTokenGenerator,
     SemanticTokenRecovery,
 )
+from vitdown.models.layers.semantic_pooling import regions_fit
 from vitdown.registry import MODELS
 
 TINY = dict(embed_dims=8, depths=[1, 1, 6, 1], num_heads=[1, 1, 2, 4])
@@ -470,6 +472,47 @@ def test_classifiers_of_small_images_shrink_their_windows(recover, size):
         torch.testing.assert_close(attention(tokens, tuple(shape)), attention.w_msa(tokens))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('sides', [(224, 96), (96, 224)])
+@pytest.mark.parametrize('recover', [True, False])
+def test_weights_trained_with_other_windows_load(tmp_path, recover, sides):
+    """Of shrunk windows with the biases of their offsets; the rest as it is."""
+    options = dict(key_mode='released_cls', recover=recover, num_semantic=1)
+    source, target = (swin(img_size=side, **options) for side in sides)
+    weights = source.state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'source.pth')
+    check_fit(target, weights)
+    target.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'source.pth'))
+    target.init_weights()
+    other = swin(img_size=sides[1], **options)
+    other.load_state_dict(weights)
+    images = torch.rand(1, 3, sides[1], sides[1])
+    for expected, out in zip(target(images), other(images)):
+        assert torch.equal(expected, out)
+    name = 'stages.2.blocks.0.attn.w_msa.relative_position_bias_table'
+    before, after = (
+        model.state_dict()[name].unflatten(0, (-1, side))
+        for model, side in (
+            (source, 2 * min(7, sides[0] // 16) - 1),
+            (target, 2 * min(7, sides[1] // 16) - 1),
+        )
+    )
+    if sides[1] < sides[0]:
+        assert torch.equal(after, before[1:-1, 1:-1])
+    else:
+        assert before.min() - 0.1 < after.min() < after.max() < before.max() + 0.1
+    centre = [table[len(table) // 2, len(table) // 2] for table in (before, after)]
+    torch.testing.assert_close(*centre, rtol=0, atol=0.15)
+
+
+@torch.no_grad()
+def test_no_semantic_token_is_padding_alone():
+    x = torch.rand(1, 14 * 14, 4)
+    for number in range(1, 15):
+        tokens = RegionPooling(4, (number, number), 'avg')(x, (14, 14))
+        assert bool(tokens.any(dim=-1).all()) == regions_fit(14, number), number
+
+
 def test_images_smaller_than_the_windows_are_refused():
     for recover, stage, side in ((True, 4, 160), (False, 3, 96)):
         model = swin(key_mode='released_cls', recover=recover)
@@ -552,7 +595,11 @@ def test_parameters_that_fix_the_input_size(option):
         (dict(num_generation=2.0), 'num_generation must be an integer of at least 1, got 2.0'),
         (dict(num_base=-1), 'num_base must be an integer of at least 0, got -1'),
         (dict(use_global_center='no'), "use_global_center must be True or False, got 'no'"),
-        (dict(semantic_grid=(20, 20)), 'more rows or columns than the 8x8 patches of img_size'),
+        (
+            dict(semantic_grid=(20, 4)),
+            'padding alone on the 8x8 .* 8 patches takes 1, 2, 3, 4, 5, 8$',
+        ),
+        (dict(semantic_grid=(4, 6)), 'regions of padding alone'),
         (dict(semantic_grid=4), 'semantic_grid must be 2 integer.* sequence of at least 1, got 4'),
         (dict(semantic_grid=(0, 4)), 'semantic_grid must be 2 integer.* sequence of at least 1'),
         (dict(pool='inter'), "pool must be one of .* got 'inter'"),

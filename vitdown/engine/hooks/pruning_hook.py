@@ -247,7 +247,8 @@ class PruningHook(Hook):
 
     def _check_export(self, runner: Runner) -> None:
         """Build a dense model before training, rather than fail at the first target."""
-        if self.recipe is not None and 'backbone' not in (self.recipe.get('model') or {}):
+        recipe_model = getattr(self.recipe, 'model', None) or {}
+        if self.recipe is not None and 'backbone' not in recipe_model:
             raise ValueError('recipe must be a config with a model and its backbone')
         pruner = self.pruner
         gates = [gate.clone() for gate in pruner.gates]

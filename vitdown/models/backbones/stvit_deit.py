@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import CrossEncoderLayer, RegionPooling, TransformerEncoderLayer
+from ..layers.semantic_pooling import regions_fit
 from ..option_checks import check_flags, check_integers, refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
@@ -95,12 +96,13 @@ class STViTDeiT(VisionTransformer):
         if use_global_center and num_generation < 2:
             raise ValueError('The global centres enter the second generation layer, there is none')
         self.semantic_grid = (semantic_grid[0], semantic_grid[1])
-        patches = self.patch_resolution
-        if semantic_grid[0] > patches[0] or semantic_grid[1] > patches[1]:
-            raise ValueError(
-                f'semantic_grid={self.semantic_grid} has more rows or columns than the '
-                f'{patches[0]}x{patches[1]} patches of img_size'
-            )
+        for side, parts in zip(self.patch_resolution, semantic_grid):
+            if parts not in (fitting := [n for n in range(1, side + 1) if regions_fit(side, n)]):
+                raise ValueError(
+                    f'semantic_grid={self.semantic_grid} has regions of padding alone on the '
+                    f'{"x".join(map(str, self.patch_resolution))} patches of img_size: a side of '
+                    f'{side} patches takes {", ".join(map(str, fitting))}'
+                )
         self.pool = RegionPooling(self.embed_dims, self.semantic_grid, pool, norm_cfg)
         self.global_center = None
         if use_global_center:

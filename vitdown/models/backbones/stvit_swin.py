@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from ..layers import FusedWindowMSA
+from ..layers.window_attention import resize_bias_table
 from ..option_checks import check_flags, check_integers, check_numbers, refuse_token_fusion
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
@@ -256,8 +257,24 @@ class STViTSwin(SwinTransformer):
                 raise ValueError(
                     f'Stage {i + 1} has windows of {side}x{side}, an input of '
                     f'{size[0]}x{size[1]} gives it a map of {stage[0]}x{stage[1]}: set img_size to '
-                    "the input size, which shrinks them, or use key_mode='window'"
+                    'the input size, which shrinks them (weights trained with larger ones load), '
+                    "or use key_mode='window'"
                 )
+
+    def _prepare_relative_position_bias_table(
+        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Fit the tables of a checkpoint with other windows; called before its weights load."""
+        for name, own in self.state_dict().items():
+            key = prefix + name
+            table = state_dict.get(key)
+            if table is None or not name.endswith('relative_position_bias_table'):
+                continue
+            if table.shape[1:] == own.shape[1:] and len(table) != len(own):
+                state_dict[key] = resize_bias_table(table, len(own))
+                index = name.replace('bias_table', 'index')
+                if prefix + index in state_dict:
+                    state_dict[prefix + index] = self.get_buffer(index)
 
     def train(self, mode: bool = True) -> 'STViTSwin':
         super().train(mode)

@@ -31,6 +31,18 @@ def split_regions(x: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Te
     return x.transpose(2, 3).flatten(1, 2)
 
 
+def regions_fit(length: int, number: int) -> bool:
+    """Whether no region along a side is padding alone where :func:`split_regions` cuts it.
+
+    Args:
+        length (int): Tokens along the side.
+        number (int): Regions along the side.
+    """
+    side = -(-length // number)
+    missing = number * side - length
+    return missing - missing // 2 < side
+
+
 class RegionPooling(BaseModule):
     """One token for each region of a token map: the start of STViT-DeiT's semantic tokens.
 

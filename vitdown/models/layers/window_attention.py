@@ -1,9 +1,31 @@
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_
 from mmpretrain.models.utils import WindowMSA
 from torch import Tensor, nn
+
+
+def resize_bias_table(table: Tensor, length: int) -> Tensor:
+    """Bias table of a window of another side.
+
+    Of a smaller window it is the part with its offsets, which keep their biases; for a larger one
+    it is interpolated (bicubic, as Swin's authors do; arXiv 2103.14030, Sec. 3.2).
+
+    Args:
+        table (Tensor): ``((2 * side - 1) ** 2, heads)``.
+        length (int): Rows of the new table, also the square of an odd number.
+    """
+    old, new = isqrt(len(table)), isqrt(length)
+    square = table.view(old, old, -1)
+    if new <= old:
+        part = slice((old - new) // 2, (old + new) // 2)
+        return square[part, part].reshape(length, -1)
+    maps = square.permute(2, 0, 1)[None].float()
+    maps = F.interpolate(maps, size=(new, new), mode='bicubic')[0]
+    return maps.permute(1, 2, 0).reshape(length, -1).to(table.dtype)
 
 
 class RelativePositionBias(BaseModule):
@@ -13,6 +35,9 @@ class RelativePositionBias(BaseModule):
         side (int): Side of the window.
         num_heads (int): Number of attention heads.
     """
+
+    # Of another window, see resize_bias_table
+    resized_state = ('relative_position_bias_table',)
 
     def __init__(self, side: int, num_heads: int) -> None:
         super().__init__()
@@ -34,6 +59,8 @@ class RelativePositionBias(BaseModule):
 
 class FusedWindowMSA(WindowMSA):
     """mmpretrain's window attention on the fused kernel, with its parameters and results."""
+
+    resized_state = ('relative_position_bias_table', 'relative_position_index')
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Self-attention inside windows.
