@@ -221,7 +221,22 @@ def test_drawn_numbers():
     ('model', 'options', 'message'),
     [
         (lambda: build(final_norm=False), {}, 'class token and final norm'),
-        (lambda: build('bnneck', token_fusion=None), {}, 'needs token fusion, e.g. model.backbone'),
+        (
+            lambda: build('bnneck', token_fusion=None),
+            {},
+            'needs token fusion, which VisionTransformer is without; vitdown.VisionTransformer',
+        ),
+        (
+            lambda: build(out_type='avg_featmap'),
+            {},
+            "behind out_type='avg_featmap' sees nothing; use out_type='cls_token'",
+        ),
+        (lambda: build(out_type='featmap'), {}, "behind out_type='featmap' sees nothing"),
+        (
+            lambda: build(token_fusion=dict(type='MCTF', r=2, r_eval=6, min_tokens=2)).eval(),
+            dict(r_max=6),
+            r'r_max=6 lets the teacher leave \[17, 12, 7\] .* fewer than .* \[17, 15, 13\]; lower',
+        ),
         (
             lambda: build(token_fusion=dict(type='MCTF', r=4)),
             dict(r_max=8),
@@ -254,6 +269,12 @@ def test_drawn_numbers():
 def test_mistakes_are_named(model, options, message):
     with pytest.raises(ValueError, match=message):
         start(model() if model else build(), **options)
+
+
+def test_teacher_is_held_against_what_the_student_fuses_in_training():
+    model = build(token_fusion=dict(type='MCTF', r=4, r_eval=0, min_tokens=2)).eval()
+    start(model)
+    assert not model.backbone.token_fusion.training
 
 
 def test_confidence_needs_a_classifier():

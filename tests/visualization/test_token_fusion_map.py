@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.conftest import run_tool
 from vitdown.engine.launch import load_config
-from vitdown.models.backbones import DistilledVisionTransformer, VisionTransformer
+from vitdown.models.backbones import DistilledVisionTransformer, STViTDeiT, VisionTransformer
 from vitdown.registry import MODELS
 from vitdown.visualization import FusionTrace, draw_fusion, draw_groups, trace_fusion
 
@@ -29,8 +29,11 @@ def test_trace_follows_the_sources(cls):
         assert len(np.unique(trace.groups[0])) == 8
         assert len(np.unique(trace.groups[-1])) == num_tokens[-1] - extra
     assert not backbone.token_fusion._forward_hooks
-    with pytest.raises(ValueError, match='This VisionTransformer fuses no tokens'):
-        trace_fusion(VisionTransformer(ARCH, 32, 8), images)
+    pooled = STViTDeiT(ARCH, 1, 2, (2, 2), img_size=32, patch_size=8)
+    for other in (VisionTransformer(ARCH, 32, 8), pooled):
+        message = f'This {type(other).__name__} fuses no tokens; vitdown.VisionTransformer takes'
+        with pytest.raises(ValueError, match=message):
+            trace_fusion(other, images)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,12 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 
+#: Where to get token fusion, for messages about backbones that have none
+TOKEN_FUSION_HINT = (
+    "vitdown.VisionTransformer takes token_fusion=dict(type='MCTF', r=16), as do DeiT3, "
+    'DistilledVisionTransformer, HybridVisionTransformer, LVViT, NViT and T2TViT'
+)
+
 
 def check_integers(
     name: str, value: object, low: int, high: int | None = None, sizes: Sequence[int] = ()
@@ -74,6 +80,5 @@ def refuse_token_fusion(backbone: object, token_fusion: object, reason: str) -> 
     """
     if token_fusion:
         raise ValueError(
-            f'{type(backbone).__name__} {reason} and takes no token_fusion; VisionTransformer, '
-            'DeiT3, T2TViT and LVViT do'
+            f'{type(backbone).__name__} {reason} and takes no token_fusion; {TOKEN_FUSION_HINT}'
         )

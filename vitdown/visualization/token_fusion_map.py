@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from vitdown.models.option_checks import TOKEN_FUSION_HINT
+
 _LINE = (255, 230, 0)
 _TEXT = (30, 30, 30)
 _GAP = 6
@@ -47,10 +49,7 @@ def trace_fusion(
     """
     policy = getattr(backbone, 'token_fusion', None)
     if policy is None:
-        raise ValueError(
-            f'This {type(backbone).__name__} fuses no tokens; set '
-            "model.backbone.token_fusion=dict(type='MCTF', r=16), for example"
-        )
+        raise ValueError(f'This {type(backbone).__name__} fuses no tokens; {TOKEN_FUSION_HINT}')
     outs = []
     handle = policy.register_forward_hook(lambda module, args, out: outs.append(out[:2]))
     try:

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdown.models.distillation import batch_target, find_classifier, find_module
 from vitdown.models.losses.token_consistency import TokenConsistencyLoss
-from vitdown.models.option_checks import check_numbers
+from vitdown.models.option_checks import TOKEN_FUSION_HINT, check_numbers
 from vitdown.models.token_fusion.base import check_r
 from vitdown.registry import HOOKS
 
@@ -29,13 +30,13 @@ class TokenConsistencyHook(Hook):
     number on all processes and after resuming. Batch norms keep the student's statistics only.
 
     Works with any classifier of mmpretrain and with ``ReIdentifier``, on a backbone of vitdown
-    with ``token_fusion``, class token and final norm. The losses that it adds are
-    ``loss_consistency`` and the model's own with the prefix ``teacher_``.
+    with ``token_fusion``, final norm and a class token that the head sees. The losses that it adds
+    are ``loss_consistency`` and the model's own with the prefix ``teacher_``.
 
     Args:
         r_max (int | float): The teacher fuses 0, 1 ... ``r_max - 1`` tokens in each active layer,
             or below 1 a fraction of 0, 0.01 ... ``r_max - 0.01``. 0 for none at all. Never more
-            than the student. Defaults to 8.
+            than the student with inputs of the backbone's ``img_size``. Defaults to 8.
         loss_weight (float): Weight of the consistency. Defaults to 3.
         teacher_loss_weight (float): Weight of the teacher's own losses. Defaults to 1.
         conf_thr (float, optional): See :class:`TokenConsistencyLoss`. Defaults to 0.4.
@@ -63,8 +64,8 @@ class TokenConsistencyHook(Hook):
         """Watch the model's forward passes.
 
         Raises:
-            ValueError: If the model has no token fusion, class token, final norm or classifier, or
-                if the teacher may fuse more than the student.
+            ValueError: If the model has no token fusion, class token, final norm or classifier, if
+                its head averages the patches, or if the teacher may fuse more than the student.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         backbone = getattr(model, 'backbone', None)
@@ -75,12 +76,17 @@ class TokenConsistencyHook(Hook):
             )
         if getattr(backbone, 'token_fusion', None) is None:
             raise ValueError(
-                'TokenConsistencyHook needs token fusion, e.g. '
-                "model.backbone.token_fusion=dict(type='MCTF', r=16)"
+                f'TokenConsistencyHook needs token fusion, which {type(backbone).__name__} is '
+                f'without; {TOKEN_FUSION_HINT}'
             )
         if backbone.cls_token is None or not backbone.final_norm:
             raise ValueError(
                 'TokenConsistencyHook needs a backbone with class token and final norm'
+            )
+        if backbone.out_type in ('featmap', 'avg_featmap'):
+            raise ValueError(
+                'TokenConsistencyHook compares class tokens, of which a head behind '
+                f"out_type={backbone.out_type!r} sees nothing; use out_type='cls_token'"
             )
         check_teacher_fuses_less(backbone, self.r_max)
         seed = [runner.seed]
@@ -141,10 +147,13 @@ class TokenConsistencyHook(Hook):
 def check_teacher_fuses_less(backbone: nn.Module, r_max: int | float) -> None:
     """Check that no number drawn for the teacher leaves fewer tokens than the backbone's own.
 
+    For inputs of the backbone's ``img_size``, in training.
+
     Raises:
         ValueError: If one does after some layer, or if the backbone fuses nothing.
     """
-    policy = backbone.token_fusion
+    # The model itself may be in evaluation mode still, which has an r of its own.
+    policy = copy.copy(backbone.token_fusion).train()
     num_tokens = math.prod(backbone.patch_resolution) + backbone.num_extra_tokens
     student = policy.schedule(num_tokens)
     if student[-1] == num_tokens:
