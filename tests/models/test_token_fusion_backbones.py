@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -15,6 +17,7 @@ from mmpretrain.structures import DataSample
 
 from vitdown.converters import convert_state_dict, export_state_dict
 from vitdown.engine.complexity import get_flops
+from vitdown.models import backbones
 from vitdown.models.backbones import (
     CaiT,
     DistilledVisionTransformer,
@@ -27,6 +30,7 @@ from vitdown.models.backbones import (
 )
 from vitdown.models.heads.jpm_head import jigsaw_order
 from vitdown.models.layers import attention_rollout
+from vitdown.models.option_checks import TOKEN_FUSION_HINT
 from vitdown.registry import MODELS
 
 ARCH = dict(embed_dims=24, num_layers=4, num_heads=3, feedforward_channels=48)
@@ -113,6 +117,51 @@ def test_no_fusion_is_the_plain_model_bit_for_bit(policy):
     assert not torch.equal(model(images())[-1], expected)
     with pytest.raises(ValueError, match='fusion_r needs a backbone with token_fusion'):
         plain(images(), fusion_r=3)
+
+
+@torch.no_grad()
+def test_overrides_are_nested_and_each_backbones_own():
+    model, other = build(POLICIES['mctf'], out_type='raw'), build(POLICIES['tome'])
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend='eager', fullgraph=True)
+
+    def check(r):
+        expected = model.token_fusion.schedule(17, r)[-1]
+        for run in (model, compiled):
+            assert run(images())[-1].shape[1] == expected, r
+        assert other.forward_tokens(images()).tokens.shape[1] == other_expected
+
+    other_expected = other.token_fusion.schedule(17)[-1]
+    with model.override_fusion(3):
+        check(3)
+        with model.override_fusion(0):
+            check(0)
+            assert model(images(), fusion_r=1)[-1].shape[1] == 14
+        check(3)
+        with other.override_fusion(2):
+            other_expected = other.token_fusion.schedule(17, 2)[-1]
+            check(3)
+        other_expected = other.token_fusion.schedule(17)[-1]
+    check(None)
+
+
+def test_override_holds_in_its_thread_alone():
+    model = build(POLICIES['mctf'])
+
+    def num_tokens():
+        return model.forward_tokens(images()).tokens.shape[1]
+
+    own, many, few = (model.token_fusion.schedule(17, r)[-1] for r in (None, 0, 1))
+    assert len({own, many, few}) == 3
+    with ThreadPoolExecutor(1) as thread:
+        mine, theirs = model.override_fusion(0), model.override_fusion(1)
+        mine.__enter__()
+        thread.submit(theirs.__enter__).result()
+        assert (num_tokens(), thread.submit(num_tokens).result()) == (many, few)
+        mine.__exit__(None, None, None)
+        assert (num_tokens(), thread.submit(num_tokens).result()) == (own, few)
+        thread.submit(theirs.__exit__, None, None, None).result()
+        assert (num_tokens(), thread.submit(num_tokens).result()) == (own, own)
 
 
 @every_policy
@@ -539,8 +588,20 @@ def test_mistakes_in_a_config_are_named(config, error, message):
 
 @pytest.mark.parametrize('cls', [CaiT, PyramidVisionTransformer, STViTSwin, SwinTransformer])
 def test_backbones_without_token_fusion_say_so(cls):
-    with pytest.raises(ValueError, match=f'{cls.__name__} .* and takes no token_fusion; Vision'):
+    with pytest.raises(
+        ValueError, match=f'{cls.__name__} .* and takes no token_fusion; vitdown.Vision'
+    ):
         cls(token_fusion=dict(type='ToMe', r=2))
+
+
+def test_hint_names_the_backbones_that_take_token_fusion():
+    named = set(re.findall(r'\w+', TOKEN_FUSION_HINT)) & set(backbones.__all__)
+    public = [getattr(backbones, name) for name in backbones.__all__]
+    kin = {c.__name__ for c in public if isinstance(c, type) and issubclass(c, VisionTransformer)}
+    assert named == kin - {'STViTDeiT'}
+    for name in ('DistilledVisionTransformer', 'HybridVisionTransformer', 'NViT'):
+        with pytest.raises(KeyError, match='MCTP is not in the'):
+            getattr(backbones, name)(token_fusion=dict(type='MCTP'))
 
 
 def test_other_stems_refuse_patch_options():

@@ -1,4 +1,5 @@
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,18 @@ class TokenFeatures:
     source: Tensor | None = None
     last_layer_sizes: Tensor | None = None
     last_layer_source: Tensor | None = None
+
+
+class _FusionOverrides(threading.local):
+    """What :meth:`VisionTransformer.override_fusion` has set, by backbone, in each thread."""
+
+    def __init__(self) -> None:
+        self.r: dict[nn.Module, int | float] = {}
+
+
+# Not on the backbone, since it could be neither copied nor pickled then; and no ContextVar, since
+# torch.compile can't trace those.
+_OVERRIDES = _FusionOverrides()
 
 
 @MODELS.register_module()
@@ -219,7 +232,6 @@ class VisionTransformer(MMPretrainVisionTransformer):
                 )
             # With a scope, also inside of another package's model.
             self.token_fusion = MODELS.build(dict(_scope_='vitdown', **own, **token_fusion))
-        self._fusion_r: int | float | None = None
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages
         self._freeze_stages()
@@ -320,14 +332,16 @@ class VisionTransformer(MMPretrainVisionTransformer):
         """Fuse ``r`` tokens in each active layer inside of this context; 0 for none.
 
         For callers that reach the backbone by way of a whole model; ``fusion_r`` of
-        :meth:`forward` and :meth:`forward_tokens` does the same for one call.
+        :meth:`forward` and :meth:`forward_tokens` does the same for one call. Holds in the thread
+        that enters it alone; coroutines, which take turns in one thread, leave it before they wait.
         """
         self._check_fusion_r(r)
-        previous, self._fusion_r = self._fusion_r, r
+        previous = _OVERRIDES.r
+        _OVERRIDES.r = {**previous, self: r}
         try:
             yield
         finally:
-            self._fusion_r = previous
+            _OVERRIDES.r = previous
 
     def _run_layers(
         self,
@@ -340,7 +354,7 @@ class VisionTransformer(MMPretrainVisionTransformer):
         """Yield after each layer its tokens, head-averaged attention (or factors, None), state."""
         if fusion_r is not None:
             self._check_fusion_r(fusion_r)
-        state = FusionState(r=self._fusion_r if fusion_r is None else fusion_r)
+        state = FusionState(r=_OVERRIDES.r.get(self) if fusion_r is None else fusion_r)
         options = (need_weights, partner, partner_stream)
         for i, layer in enumerate(self.layers):
             run, *args = (layer, x, None, *options)
