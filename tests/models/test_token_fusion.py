@@ -190,6 +190,14 @@ def test_degenerate_tokens_give_finite_results():
     assert scores.dtype == torch.float32
 
 
+def test_opposite_tokens_whose_cosine_rounds_below_minus_one():
+    x = tokens(num=400, dtype=torch.float32)
+    opposite = torch.stack((x, -x), dim=2).flatten(1, 2)
+    assert cosine_scores(opposite, num_protected=0).min() < -1
+    scores = multi_criteria_scores(opposite, torch.ones(2, 800), None, 2.0, num_protected=0)
+    assert scores.isfinite().all()
+
+
 def test_matching_does_not_see_autocast():
     x, received = tokens(dtype=torch.float32), torch.rand(2, 21)
     expected = multi_criteria_scores(x, received)
@@ -274,6 +282,7 @@ def test_schedules():
         (lambda: ToMe([8, 1.0], 12), r'\(r, inflect\) is a tuple: r=\(8, 1.0\)'),
         (lambda: ToMe([8, 4, -1], 12), r'r\[2\] must be a number of tokens .* got -1'),
         (lambda: ToMe((0.3, 0.0), 12), r'takes a number of tokens, not the fraction 0.3'),
+        (lambda: ToMe((0.9, 0.0), 12), r'takes a number of tokens, not the fraction 0.9'),
         (lambda: ToMe('16', 12), "r must be a number of tokens .* got '16'"),
         (lambda: ToMe(-4, 12), 'r must be a number of tokens'),
         (lambda: match_bipartite(torch.rand(1, 4, 4), 5), 'at most half can go, not r=5'),
@@ -285,9 +294,15 @@ def test_mistakes_are_named(build, message):
 
 
 def test_pair_wise_attention_refuses_maps_to_be_fused():
+    layer, policy, partner = block(), MCTF(1, 6, [0]), torch.tensor([1, 0])
+    layer.attn.attn_drop = 0.5
+    with pytest.raises(ValueError, match="attention dropout .* can't be combined with pair-wise"):
+        policy(layer, 0, tokens(4), FusionState(), partner=partner)
+    # In evaluation nothing is dropped, and no map fused.
+    policy.eval()(layer.eval(), 0, tokens(4), FusionState(), partner=partner)
     policy = MCTF(1, 6, [0], pooling='max')
     with pytest.raises(ValueError, match="pooling='max'.* can't be combined with pair-wise"):
-        policy(block(), 0, tokens(4), FusionState(), partner=torch.tensor([1, 0]))
+        policy(block(), 0, tokens(4), FusionState(), partner=partner)
     with pytest.raises(ValueError, match="partner_stream must be 'pwca' or 'sa'"):
         policy(block(), 0, tokens(4), FusionState(), partner_stream='both')
     with pytest.raises(ValueError, match='need_weights must be'):
