@@ -14,8 +14,9 @@ from mmengine.hooks import Hook
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from vitdown.engine.hooks import ViTKDHook
 from vitdown.engine.launch import build_runner, load_config
-from vitdown.models.distillation import find_classifier
+from vitdown.models.distillation import DistilledClassifier, find_classifier
 from vitdown.registry import MODELS
 
 from .conftest import ROOT
@@ -335,6 +336,23 @@ def test_classifier_is_not_taken_from_a_block_of_the_head(compose):
     cfg = compose('DCAL')
     cfg.model.head.num_classes = 72
     assert find_classifier(MODELS.build(cfg.model)) == 'head.necks.sa.classifier'
+
+
+@pytest.mark.parametrize('side', ['student', 'teacher'])
+@pytest.mark.parametrize('policy', ['MCTF', 'ToMe'])
+def test_vitkd_does_not_compare_fused_tokens(side, policy, compose):
+    plain, fused = compose().model, compose(policy).model
+    student, teacher = (fused, plain) if side == 'student' else (plain, fused)
+    message = f'taps.{side}_high: token fusion .* ViTKD .* leave out token_fusion of this VisionTransformer, or the loss'
+    cfg = compose()
+    cfg.model = student
+    runner = build_runner(cfg)
+    runner.register_hook(ViTKDHook(MODELS.build(teacher), teacher_dims=24))
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+    loss = dict(type='ViTKDLoss', student_dims=24, teacher_dims=24)
+    with pytest.raises(ValueError, match=message):
+        DistilledClassifier(student, dict(loss_vitkd=loss), MODELS.build(teacher))
 
 
 @pytest.mark.parametrize('r', [-5, 1.5, True, 'a'])

@@ -140,7 +140,8 @@ class Tap:
             model (nn.Module): The model to tap.
 
         Raises:
-            ValueError: If the config is none of these, or the model has no such module.
+            ValueError: If the config is none of these, the model has no such module, or its patches
+                are fused.
         """
         if spec == 'auto':
             key = name.partition('_')[2]
@@ -160,6 +161,13 @@ class Tap:
             raise ValueError(f'taps.{name}.pool must be one of {POOLS}, got {pool!r}')
         for path in paths:
             find_module(model, path)
+        backbone = getattr(model, 'backbone', model)
+        if pool == 'patches' and getattr(backbone, 'token_fusion', None) is not None:
+            raise ValueError(
+                f'taps.{name}: token fusion does not leave all patches in the order of their grid, '
+                f'as ViTKD compares them; leave out token_fusion of this {type(backbone).__name__}, '
+                'or the loss'
+            )
         return cls(paths, pool, _extra_tokens(model, paths[0]))
 
     def shape(self, outputs: Sequence[Tensor]) -> Tensor:
