@@ -460,6 +460,15 @@ def test_all_hooks_together(tmp_path, name, reverse):
     assert model.state_dict().keys() == plain
 
 
+@pytest.mark.parametrize('conf_thr', [0.0, 0.9])
+def test_smoothed_scores_leave_the_gate_of_the_consistency_shut(tmp_path, conf_thr):
+    model = build(classifier(vit_backbone(token_fusion=dict(type='MCTF', r=3))))
+    steps = watch(model)
+    hooks = [SMMixHook(label_smooth=0.1), TokenConsistencyHook(r_max=2, conf_thr=conf_thr)]
+    train(model, tmp_path, hooks, epochs=2)
+    assert any(step['loss_consistency'] > 0 for step in steps) == (conf_thr == 0)
+
+
 def with_mixup() -> dict:
     config = classifier()
     config['data_preprocessor']['batch_augments'] = dict(
