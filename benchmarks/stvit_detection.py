@@ -42,10 +42,15 @@ def result(work_dir: Path, config: str, options: list[str], seconds: float) -> d
         dict | None: None if the time does not suffice.
 
     Raises:
-        ConfigError: If the folder holds a run with other settings.
+        ConfigError: If the folder holds a run with other settings, or one that names none.
     """
     record = work_dir / 'result.json'
     settings = {'config': config, 'options': options}
+    if not record.is_file() and find_resumable_checkpoint(work_dir):
+        raise ConfigError(
+            f'{work_dir} holds checkpoints and no {record.name}, which says by which settings; '
+            'name another --work-dir'
+        )
     saved = json.loads(record.read_text()) if record.is_file() else {'settings': settings}
     if saved['settings'] != settings:
         raise ConfigError(
