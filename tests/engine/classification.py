@@ -19,6 +19,7 @@ class Images(Dataset):
     """Twelve noisy images of six classes."""
 
     metainfo = {}
+    labels = list(range(NUM_CLASSES))
 
     def __init__(self, size: tuple[int, int] = (16, 16)) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -28,7 +29,7 @@ class Images(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        sample = DataSample().set_gt_label(index % NUM_CLASSES)
+        sample = DataSample().set_gt_label(self.labels[index % NUM_CLASSES])
         return dict(inputs=self.images[index], data_samples=sample)
 
 

@@ -13,6 +13,7 @@ from vitdown.models.mixing import smooth_onehot, soft_cross_entropy
 
 from .classification import (
     NUM_CLASSES,
+    Images,
     build,
     classifier,
     cnn,
@@ -347,16 +348,72 @@ def test_attention_decides_on_the_regions():
     assert not torch.equal(*seen.values())
 
 
-def test_metric_losses_of_clean_images():
-    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+METRIC_HEADS = {
+    'BNNeck': {},
+    'two losses': dict(loss_metric=[dict(type='TripletLoss'), dict(type='TripletLoss', margin=3)]),
+    'JPM': dict(type='JPMHead', num_groups=2),
+    'DCAL': dict(type='DCALHead', num_heads=3, pwca=None),
+    'DCAL, plain sum': dict(type='DCALHead', num_heads=3, pwca=None, loss_weighting=None),
+}
+
+
+@pytest.mark.parametrize('name', METRIC_HEADS)
+def test_metric_losses_of_clean_images(name):
+    """What the model's own loss contains of them."""
+
+    def make():
+        model = build(reidentifier(**METRIC_HEADS[name]))
+        weights = [p for key, p in model.named_parameters() if 'log_vars' in key]
+        for weight in weights:
+            nn.init.constant_(weight, 0.7)
+        return model, weights
+
     labels = [0, 0, 1, 1, 2, 2]
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     samples = [DataSample().set_gt_label(i) for i in labels]
-    expected = build(reidentifier()).train()(images, samples, mode='loss')['loss_metric']
-    assert expected > 0
+    plain, _ = make()
+    expected, _ = plain.parse_losses(plain.train()(images, samples, mode='loss'))
+    plain.head.loss_metric = nn.ModuleList()
+    expected = expected - plain.parse_losses(plain(images, samples, mode='loss'))[0]
+    assert expected > 0.1
     for switch_prob in (0.0, 1.0):
+        model, weights = make()
         options = dict(switch_prob=switch_prob, metric_losses='clean')
-        losses, _ = one_step(build(reidentifier()), labels, **options)
-        torch.testing.assert_close(losses['loss_metric'], expected)
+        losses, _ = one_step(model, labels, **options)
+        found = sum(value for key, value in losses.items() if key.startswith('loss_metric'))
+        torch.testing.assert_close(found, expected)
+        if weights:  # their own term is in the loss of the mixed images
+            slopes = torch.autograd.grad(found, weights)
+            torch.testing.assert_close(sum(slopes), -found)
+
+
+def test_kd_takes_its_share_of_the_metric_losses(tmp_path):
+    """The model's own ones, also where they come from clean images, in any order and form."""
+    student, teacher = reidentifier(), build(reidentifier(), seed=2)
+    dataset = Images()
+    dataset.labels = [0, 0, 1, 1, 2, 2]
+    make = {
+        'smmix': lambda: SMMixHook(switch_prob=1.0, metric_losses='clean'),
+        'kd': lambda: KDHook(teacher, alpha=0.9),
+    }
+    wrapper = dict(
+        type='DistilledClassifier',
+        student=student,
+        teacher=teacher,
+        distill_losses=dict(loss_kd=dict(type='KDLoss', alpha=0.9)),
+    )
+    cases = [(student, ['smmix']), (student, ['smmix', 'kd']), (student, ['kd', 'smmix'])]
+    seen = []
+    for i, (config, order) in enumerate([*cases, (wrapper, ['smmix'])]):
+        model = build(config)
+        steps = watch(model)
+        hooks = [make[name]() for name in order]
+        train(model, tmp_path / str(i), hooks, epochs=1, dataset=dataset)
+        seen.append(steps[0])
+    assert seen[0]['loss_metric'] > 0.1
+    for steps in seen[1:]:
+        assert steps['loss_metric'] == pytest.approx(0.1 * seen[0]['loss_metric'])
+        assert steps['loss_fine'] == pytest.approx(seen[0]['loss_fine'])
 
 
 def test_a_model_with_its_distillation_losses(tmp_path):
@@ -446,7 +503,9 @@ TOGETHER = {
 @pytest.mark.parametrize('name', TOGETHER)
 @pytest.mark.parametrize('reverse', [False, True])
 def test_all_hooks_together(tmp_path, name, reverse):
-    hooks = [SMMixHook(switch_prob=1.0), NKDHook(build(cnn(6), seed=2)), USKDHook()]
+    # Which says how its images are normalised, as the student does
+    teacher = reidentifier() if name in ('dcal', 'jpm') else cnn(6)
+    hooks = [SMMixHook(switch_prob=1.0), NKDHook(build(teacher, seed=2)), USKDHook()]
     if 'fused' in name:
         hooks.append(TokenConsistencyHook(r_max=2))
     model = build(TOGETHER[name])
@@ -497,7 +556,12 @@ MISTAKES = {
     'two mixings': (with_mixup, {}, 'remove batch_augments'),
     'two smoothings': (smoothed, {}, 'smoothed twice'),
     'no attention': (lambda: cnn(6), {}, 'CIFARResNet has no layers'),
-    'clean without metric': (classifier, dict(metric_losses='clean'), 'for a ReIdentifier'),
+    'clean classes': (classifier, dict(metric_losses='clean'), 'for a ReIdentifier'),
+    'clean without metric': (
+        lambda: reidentifier(loss_metric=None),
+        dict(metric_losses='clean'),
+        'whose head has loss_metric',
+    ),
     'class attention': (
         lambda: classifier(vit_backbone(with_cls_token=False, out_type='avg_featmap')),
         dict(attention='cls'),

@@ -192,6 +192,7 @@ class SMMixHook(ModuleHook):
         """
         if not is_training_run(runner):
             return
+        self.leave_failures(runner)
         model = unwrap(runner.model)
         token_head = self.prepare(model)
         if token_head is not None:
@@ -230,8 +231,12 @@ class SMMixHook(ModuleHook):
                 'Labels would be smoothed twice, by SMMixHook and by the LabelSmoothLoss of the '
                 'head; use CrossEntropyLoss there, or label_smooth=0 in SMMixHook'
             )
-        if self.metric_losses == 'clean' and not isinstance(model, ReIdentifier):
-            raise ValueError("metric_losses='clean' is for a ReIdentifier")
+        has_metric_losses = isinstance(model, ReIdentifier) and len(head.loss_metric) > 0
+        if self.metric_losses == 'clean' and not has_metric_losses:
+            raise ValueError(
+                "metric_losses='clean' is for a ReIdentifier whose head has loss_metric; leave it "
+                'out'
+            )
 
     def before_train(self, runner: Runner) -> None:
         if self.stop_epoch is not None:
@@ -248,6 +253,8 @@ class SMMixHook(ModuleHook):
             # First of all: the clean pass is no part of what other hooks watch.
             model.register_forward_pre_hook(self._start, with_kwargs=True, prepend=True),
             model.register_forward_hook(self._finish, with_kwargs=True, always_call=True),
+            # First of all, and on the model that a wrapper distills: they are its own losses.
+            self._probe.model.register_forward_hook(self._add_clean_losses, prepend=True),
         ]
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -313,8 +320,7 @@ class SMMixHook(ModuleHook):
         if self.pairing == 'random':
             step.partner = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device)
         if self.metric_losses == 'clean':
-            losses = self._probe.model.loss(inputs, samples)
-            step.clean_losses = {k: v for k, v in losses.items() if k.startswith('loss_metric')}
+            step.clean_losses = self._probe.model.metric_losses(inputs, samples)
         lam = step.mix.lam
         if step.mix.size is None:
             mixed = mix_images(inputs, step.partner, lam)
@@ -324,6 +330,13 @@ class SMMixHook(ModuleHook):
             pasted = region_mask(regions.target, geometry.grid, step.mix.size)
             step.masks = torch.stack((~pasted, pasted), dim=1)
         return mixed, lam * target + (1 - lam) * target[step.partner]
+
+    def _add_clean_losses(
+        self, model: nn.Module, args: tuple, losses: object
+    ) -> dict[str, Tensor] | None:
+        if self._step is None or not isinstance(losses, dict):
+            return None
+        return {**losses, **self._step.clean_losses}
 
     def _finish(
         self, model: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Tensor] | None
@@ -335,7 +348,6 @@ class SMMixHook(ModuleHook):
             step.recorder.__exit__()
         if losses is None:
             return None
-        losses = {**losses, **step.clean_losses}
         if step.masks is None:
             # A gradient of 0, so that every step has the same parameters.
             return {

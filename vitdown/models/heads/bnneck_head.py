@@ -157,6 +157,15 @@ class ReIDHead(BaseModule):
             losses[name] = loss(feature, labels)
         return losses
 
+    def metric_losses(self, feats: Any, labels: Tensor) -> dict[str, Tensor]:
+        """The metric losses' part in ``loss``, whose arguments these are; labels ``(B,)``."""
+        losses = self.loss(feats, labels)
+        return {name: value for name, value in losses.items() if name.startswith('loss_metric')}
+
+    def loss(self, feats: Any, labels: Tensor) -> dict[str, Tensor]:
+        """Losses by name, and what else to log, of what the backbone gives this head."""
+        raise NotImplementedError
+
     def _test_feature(self, feature: Tensor, bnneck: BNNeck) -> Tensor:
         return feature if self.neck_feat == 'before' else bnneck(feature)
 

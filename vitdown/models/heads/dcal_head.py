@@ -267,6 +267,18 @@ class DCALHead(ReIDHead):
         logs.update({f'{branch}_log_var': w for branch, w in weights.items()})
         return {'loss': total, **logs}
 
+    def metric_losses(self, feats: Any, labels: Tensor) -> dict[str, Tensor]:
+        """See :meth:`ReIDHead.metric_losses`: of all branches, with their weights."""
+        totals = {}
+        for branch, (feature, neck) in self.branches(feats).items():
+            losses = self._feature_losses(feature, neck, labels)
+            totals[branch] = sum(v for k, v in losses.items() if k.startswith('loss_metric'))
+        if self.loss_weighting is None:
+            return {'loss_metric': sum(totals.values())}
+        # Without the weights' own term, which is in the loss already.
+        own_term, _ = self.loss_weighting({k: torch.zeros_like(v) for k, v in totals.items()})
+        return {'loss_metric': self.loss_weighting(totals)[0] - own_term}
+
     def predict(self, feats: Any) -> Tensor:
         """Test features or scores from ``TokenFeatures``.
 

@@ -160,6 +160,13 @@ class ReIdentifier(BaseModel):
             labels = torch.cat([sample.gt_label for sample in data_samples])
         return self.head.loss(self.extract_feat(inputs, data_samples, labels), labels)
 
+    def metric_losses(
+        self, inputs: Tensor, data_samples: Sequence[DataSample]
+    ) -> dict[str, Tensor]:
+        """The metric losses' part in :meth:`loss`, for images with ``gt_label``."""
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        return self.head.metric_losses(self.extract_feat(inputs, data_samples, labels), labels)
+
     def predict(
         self, inputs: Tensor, data_samples: Sequence[DataSample] | None = None
     ) -> list[DataSample]:
