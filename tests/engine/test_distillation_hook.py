@@ -1,7 +1,10 @@
+import copy
 from uuid import uuid4
 
 import pytest
 import torch
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -487,6 +490,69 @@ def test_gradient_accumulation_and_averaging(tmp_path, teacher_file, counts):
     assert torch.equal(checkpoint['loss_uskd']['loss_uskd.fc.weight'], hook.weight)
 
 
+class Validation(Hook):
+    """Keeps the weights of model and average around a validation, and saves during it."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, average: EMAHook) -> None:
+        self.average = average
+        self.kept: list[tuple[dict, dict]] = []
+
+    def _keep(self, runner: Runner) -> None:
+        models = (runner.model, self.average.ema_model.module)
+        self.kept.append(tuple(copy.deepcopy(model.state_dict()) for model in models))
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._keep(runner)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._keep(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        runner.save_checkpoint(runner.work_dir, 'best.pth')
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._keep(runner)
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+@pytest.mark.parametrize('name', ['uskd', 'smmix'])
+def test_averages_are_validated(tmp_path, name, update_buffers):
+    """Weights that a hook brings along are in no average, and in checkpoints all the same."""
+    make = dict(
+        uskd=lambda: (cnn(), USKDHook(in_channels=16)), smmix=lambda: (reidentifier(), SMMixHook())
+    )
+    config, hook = make[name]()
+    average = EMAHook(update_buffers=update_buffers, momentum=0.3)
+    look = Validation(average)
+    loader = dict(
+        dataset=Images(),
+        batch_size=6,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
+    options = dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=Evaluator([]))
+    train(build(config), tmp_path, [average, hook, look], **options)
+    _, (own, mean), (seen, rest), (back, again) = look.kept[:4]
+    brought = own.keys() - mean.keys()
+    assert {key.split('.')[0] for key in brought} == {
+        dict(uskd='loss_uskd', smmix='smmix_token_head')[name]
+    }
+    parameters = dict(build(config).named_parameters())
+    for key in mean if update_buffers else parameters:
+        assert torch.equal(seen[key], mean[key])
+        assert torch.equal(rest[key], own[key])
+        assert torch.equal(again[key], mean[key])
+    assert any(not torch.equal(own[key], mean[key]) for key in parameters)
+    for key in own:
+        assert torch.equal(back[key], own[key])
+    best = load_checkpoint_file(tmp_path / 'best.pth')
+    (attached,) = best['attached_modules']
+    assert {f'{attached}.{key}' for key in best[attached]} == brought
+    assert best['state_dict'].keys() == mean.keys()
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast(tmp_path, teacher_file, dtype):
     """Losses under mixed precision are near those in full precision, and in float32."""
@@ -535,6 +601,38 @@ def test_failed_step_leaves_no_tap_behind(tmp_path, teacher_file):
     assert not model.head.fc._forward_hooks
 
 
+@pytest.mark.parametrize('moment', ['resume', 'step', 'validation'])
+def test_failed_training_leaves_the_model_as_it_was(tmp_path, teacher_file, moment):
+    class Fail(Hook):
+        def after_load_checkpoint(self, runner, checkpoint):
+            raise KeyboardInterrupt
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            raise KeyboardInterrupt
+
+        def before_val(self, runner):
+            raise KeyboardInterrupt
+
+    model = build(classifier())
+    parts = set(dict(model.named_modules()))
+    hooks = [SMMixHook(), nkd(teacher_file), dict(type='USKDHook')]
+    train(build(classifier()), tmp_path, hooks, epochs=1)
+    options = {}
+    names = dict(resume='after_load_checkpoint', step='after_train_iter', validation='before_val')
+    for name in set(names.values()) - {names[moment]}:
+        delattr(Fail, name)
+    if moment == 'resume':
+        options.update(resume=True)
+    if moment == 'validation':
+        loader = dict(dataset=Images(), batch_size=6, sampler=dict(type='DefaultSampler'))
+        options.update(val_dataloader=loader, val_cfg=dict(), val_evaluator=Evaluator([]))
+    hooks = [SMMixHook(), nkd(teacher_file), dict(type='USKDHook'), Fail()]
+    with pytest.raises(KeyboardInterrupt):
+        train(model, tmp_path, hooks, **options)
+    assert set(dict(model.named_modules())) == parts
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 MISTAKES = {
     'no checkpoint': (lambda f: NKDHook(cnn(6)), ValueError, 'set teacher_checkpoint'),
     'other classes': (
@@ -546,6 +644,11 @@ MISTAKES = {
         lambda f: nkd(f, taps=dict(student_logits='head.fcc')),
         ValueError,
         r"no module 'head.fcc': near are head.fc",
+    ),
+    'no path': (
+        lambda f: nkd(f, taps=dict(student_logits=5)),
+        ValueError,
+        'taps.student_logits must be a module path, .*got 5',
     ),
     'useless tap': (
         lambda f: nkd(f, taps=dict(student_mid='backbone.layers.0')),
@@ -566,6 +669,16 @@ MISTAKES = {
         lambda f: DistillationHook(dict(kd=dict(type='KDLoss')), build(cnn(6))),
         ValueError,
         "must contain 'loss'",
+    ),
+    'no loss': (
+        lambda f: DistillationHook([dict(type='KDLoss')]),
+        ValueError,
+        r'losses must be a dict such as dict\(loss_kd=',
+    ),
+    'no config of a loss': (
+        lambda f: DistillationHook(dict(loss_a='KDLoss')),
+        ValueError,
+        r"loss_a must be a dict such as dict\(type='KDLoss'\), got 'KDLoss'",
     ),
     'no teacher': (
         lambda f: DistillationHook(dict(loss_kd=dict(type='KDLoss'))),
@@ -642,6 +755,11 @@ def test_only_a_resumed_training_gets_the_weak_classifier_back(tmp_path):
         ([], ['USKDHook'], 'has no loss_uskd: it was trained without'),
         (['USKDHook'], [], 'brings loss_uskd along.*by load_from'),
         (['SMMixHook', 'USKDHook'], ['USKDHook'], 'brings smmix_token_head along.*stop_epoch'),
+        (
+            ['SMMixHook', 'USKDHook'],
+            ['USKDHook', 'SMMixHook'],
+            'along smmix_token_head, loss_uskd, in this order, .* loss_uskd, smmix_token_head;',
+        ),
     ],
 )
 def test_a_training_resumes_with_its_hooks(tmp_path, before, after, message):
@@ -737,8 +855,14 @@ def test_middle_layer_of_a_pyramid_must_be_said(tmp_path):
 
 
 def test_width_of_a_cnn_must_be_said(tmp_path):
-    with pytest.raises(ValueError, match='Set in_channels in USKDHook'):
-        train(build(cnn()), tmp_path, [USKDHook()], epochs=1)
+    timm = dict(
+        type='mmpretrain.TimmClassifier',
+        model_name='test_vit',
+        loss=dict(type='mmpretrain.CrossEntropyLoss'),
+    )
+    for model in (build(cnn()), build(timm)):
+        with pytest.raises(ValueError, match='Set in_channels in USKDHook'):
+            train(model, tmp_path, [USKDHook()], epochs=1)
 
 
 def test_testing_needs_no_teacher(tmp_path):

@@ -1,7 +1,11 @@
+from collections.abc import Callable
+from typing import Any
+
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,17 +41,24 @@ def check_attached(runner: Runner, checkpoint: dict) -> None:
     """Check that hooks bring the modules along that those of an interrupted training brought.
 
     Raises:
-        ValueError: If one is missing: its parameters are in the optimizer's state.
+        ValueError: If one is missing, or they come in another order: the optimizer's state tells
+            parameters by their places.
     """
     attached = (getattr(hook, 'attached', None) for hook in runner.hooks)
-    present = {module.name for module in attached if module is not None}
-    for name in checkpoint.get(ATTACHED, ()):
+    present = [module.name for module in attached if module is not None]
+    expected = list(checkpoint.get(ATTACHED, ()))
+    for name in expected:
         if name not in present:
             raise ValueError(
                 f'The training to resume had a hook that brings {name} along. Resume with it '
                 '(stop_epoch ends mixing, StopDistillHook distillation), or start from the weights '
                 'by load_from'
             )
+    if expected != [name for name in present if name in expected]:
+        raise ValueError(
+            f'The hooks of the training to resume brought along {", ".join(expected)}, in this '
+            f'order, those of this one {", ".join(present)}; give custom_hooks their former order'
+        )
 
 
 class AttachedModule:
@@ -86,7 +97,10 @@ class AttachedModule:
         """
         model = unwrap(runner.model)
         if hasattr(model, self.name):
-            raise ValueError(f'{type(model).__name__} has an attribute {self.name!r} already')
+            raise ValueError(
+                f'{type(model).__name__} has an attribute {self.name!r} already; if a training '
+                'that failed left it there, build the model anew'
+            )
         parameter = next(model.parameters())
         model.add_module(self.name, self.module.to(parameter.device))
         groups = runner.optim_wrapper.param_groups
@@ -110,16 +124,21 @@ class AttachedModule:
         return groups[0]
 
     def detach(self, runner: Runner) -> None:
-        """Leave the model."""
-        delattr(unwrap(runner.model), self.name)
+        """Leave the model, if it is part of it."""
+        model = unwrap(runner.model)
+        if hasattr(model, self.name):
+            delattr(model, self.name)
+
+    def rejoin(self, runner: Runner) -> None:
+        """Become part of the model again."""
+        unwrap(runner.model).add_module(self.name, self.module)
 
     def before_save_checkpoint(self, checkpoint: dict) -> None:
-        """Move the weights out of the model's state dict."""
+        """Take the weights out of the model's state dict, if they are there, and save them."""
         state_dict = checkpoint['state_dict']
-        keys = [key for key in state_dict if key.startswith(self._prefix)]
-        checkpoint[self.name] = {
-            key.removeprefix(self._prefix): state_dict.pop(key) for key in keys
-        }
+        for key in [key for key in state_dict if key.startswith(self._prefix)]:
+            del state_dict[key]
+        checkpoint[self.name] = weights_to_cpu(self.module.state_dict())
         checkpoint.setdefault(ATTACHED, []).append(self.name)
 
     def after_load_checkpoint(self, checkpoint: dict, resume: bool) -> None:
@@ -159,6 +178,32 @@ class ModuleHook(Hook):
             )
         self.attached = AttachedModule(name, module)
         self.attached.attach(runner, like)
+
+    def leave_failures(self, runner: Runner) -> None:
+        """Have ``after_train`` called also if the training fails, which MMEngine does not do."""
+
+        def guarded(step: Callable[[], Any]) -> Callable[[], Any]:
+            def run() -> Any:
+                try:
+                    return step()
+                except BaseException:
+                    self.after_train(runner)
+                    raise
+
+            return run
+
+        runner.load_or_resume = guarded(runner.load_or_resume)
+        runner.train_loop.run = guarded(runner.train_loop.run)
+
+    # Without the module in validation: EMAHook goes through the weights of the model and of its
+    # average side by side, and the average has none of it.
+    def before_val(self, runner: Runner) -> None:
+        if self.attached is not None:
+            self.attached.detach(runner)
+
+    def after_val(self, runner: Runner) -> None:
+        if self.attached is not None:
+            self.attached.rejoin(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.attached is not None:

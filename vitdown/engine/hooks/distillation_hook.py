@@ -15,6 +15,7 @@ from vitdown.models.distillation import (
     Tap,
     build_losses,
     build_teacher,
+    check_loss_configs,
     find_module,
 )
 from vitdown.models.option_checks import check_flags, check_integers
@@ -70,6 +71,7 @@ class DistillationHook(ModuleHook):
             raise ValueError(
                 f"taps must be a dict such as dict(student_logits='head.fc'), got {taps!r}"
             )
+        check_loss_configs(losses)
         self.losses = {name: dict(config) for name, config in losses.items()}
         self.taps = dict(taps or {})
         self.warmup_epochs = warmup_epochs
@@ -94,6 +96,7 @@ class DistillationHook(ModuleHook):
         """
         if not is_training_run(runner):
             return
+        self.leave_failures(runner)
         model = unwrap(runner.model)
         if isinstance(model, DistilledClassifier):
             raise ValueError(
@@ -108,6 +111,9 @@ class DistillationHook(ModuleHook):
         self._distiller = Distiller(model, losses, teacher, self.taps)
         if any(True for _ in losses.parameters()):
             self.attach(runner, '_'.join(losses), losses, self._classifier(model))
+        # Before hooks that add losses, but after those that (from before_train on) compute the
+        # model's own ones for other images.
+        self._handles = [model.register_forward_hook(self._weigh, prepend=True)]
 
     def _classifier(self, model: nn.Module) -> nn.Module:
         tap = Tap.parse(self.taps.get('student_logits', 'auto'), 'student_logits', model)
@@ -121,11 +127,9 @@ class DistillationHook(ModuleHook):
         if self.warmup_epochs:
             check_counts_epochs(runner, 'warmup_epochs')
         model = unwrap(runner.model)
-        self._handles = [
+        self._handles += [
             # After hooks that change the images, which come before this one by their priority.
             model.register_forward_pre_hook(self._start, with_kwargs=True),
-            # Before hooks that add losses: those are not the model's own.
-            model.register_forward_hook(self._weigh, prepend=True),
             # Called even when the model fails, so that no tap is left behind.
             model.register_forward_hook(self._finish, with_kwargs=True, always_call=True),
         ]
@@ -165,7 +169,10 @@ class DistillationHook(ModuleHook):
             return None
         if seen is None:
             zero = self._distiller.zero()
-            return {**losses, 'loss_stopped': zero} if isinstance(zero, Tensor) else None
+            if not isinstance(zero, Tensor):
+                return None
+            # Another hook's may be there, with the gradients of its parameters.
+            return {**losses, 'loss_stopped': losses.get('loss_stopped', 0) + zero}
         return self._distiller.add_to(losses, seen, call['data_samples'], self._factor)
 
 
@@ -329,11 +336,12 @@ class USKDHook(DistillationHook):
 
     def complete(self, loss: dict, model: nn.Module) -> dict:
         if loss['in_channels'] is None:
-            width = getattr(model.backbone, 'embed_dims', None)
+            backbone = getattr(model, 'backbone', model)
+            width = getattr(backbone, 'embed_dims', None)
             if not isinstance(width, int):
                 raise ValueError(
-                    f'Set in_channels in USKDHook: {type(model.backbone).__name__} does not tell '
-                    'the width of its middle feature'
+                    f'Set in_channels in USKDHook: {type(backbone).__name__} does not tell the '
+                    'width of its middle feature'
                 )
             loss['in_channels'] = width
         if loss['num_classes'] is None:

@@ -1,7 +1,13 @@
 """Distillation: taps into student and teacher, the losses between them, and a model of both."""
 
 from .classifier import DistilledClassifier
-from .distiller import Distiller, Observation, batch_target, build_losses
+from .distiller import (
+    Distiller,
+    Observation,
+    batch_target,
+    build_losses,
+    check_loss_configs,
+)
 from .taps import Recorder, Tap, find_classifier, find_module
 from .teacher import FrozenTeacher, build_teacher, get_logits
 
@@ -15,6 +21,7 @@ __all__ = [
     'batch_target',
     'build_losses',
     'build_teacher',
+    'check_loss_configs',
     'find_classifier',
     'find_module',
     'get_logits',

@@ -28,22 +28,36 @@ def batch_target(data_samples: list | None) -> Tensor:
     return torch.cat([label.reshape(1) for label in labels])
 
 
+def check_loss_configs(configs: Mapping[str, dict]) -> None:
+    """Check configs of distillation losses by the names under which they are logged.
+
+    Raises:
+        ValueError: If there is none, or one is no config, or a name does not contain ``loss``, so
+            that MMEngine would not add it to the total.
+    """
+    if not isinstance(configs, Mapping) or not configs:
+        raise ValueError(
+            'There is no distillation loss; the losses must be a dict such as '
+            f"dict(loss_kd=dict(type='KDLoss')), got {configs!r}"
+        )
+    for name, config in configs.items():
+        if 'loss' not in name:
+            raise ValueError(
+                f"The name of a loss must contain 'loss' to be part of the total: {name!r}"
+            )
+        if not isinstance(config, Mapping):
+            raise ValueError(f"{name} must be a dict such as dict(type='KDLoss'), got {config!r}")
+
+
 def build_losses(configs: Mapping[str, dict]) -> ModuleDict:
     """Build distillation losses by the names under which they are logged.
 
     Types without a scope are vitdown's, whatever the default scope.
 
     Raises:
-        ValueError: If there is none, or a name does not contain ``loss``, so that MMEngine would
-            not add it to the total.
+        ValueError: See :func:`check_loss_configs`.
     """
-    if not configs:
-        raise ValueError('There is no distillation loss')
-    for name in configs:
-        if 'loss' not in name:
-            raise ValueError(
-                f"The name of a loss must contain 'loss' to be part of the total: {name!r}"
-            )
+    check_loss_configs(configs)
     return ModuleDict(
         {name: MODELS.build({'_scope_': 'vitdown', **config}) for name, config in configs.items()}
     )

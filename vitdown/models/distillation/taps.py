@@ -148,15 +148,20 @@ class Tap:
             if key not in _AUTO:
                 raise ValueError(f"taps.{name} has no 'auto'; name a module")
             spec = _AUTO[key](model)
-        if not isinstance(spec, Mapping):
-            spec = dict(module=spec)
-        if not {'module'} <= set(spec) <= {'module', 'pool'}:
+        options = spec if isinstance(spec, Mapping) else dict(module=spec)
+        paths = options.get('module')
+        paths = (paths,) if isinstance(paths, str) else paths
+        if (
+            not set(options) <= {'module', 'pool'}
+            or not isinstance(paths, Sequence)
+            or not paths
+            or not all(isinstance(path, str) for path in paths)
+        ):
             raise ValueError(
-                f'taps.{name} must be a module path or dict(module=..., pool=...), got {spec}'
+                f'taps.{name} must be a module path, a list of them or dict(module=..., '
+                f'pool=...), got {spec!r}'
             )
-        paths = spec['module']
-        paths = (paths,) if isinstance(paths, str) else tuple(paths)
-        pool = spec.get('pool', 'auto')
+        pool = options.get('pool', 'auto')
         if pool not in POOLS:
             raise ValueError(f'taps.{name}.pool must be one of {POOLS}, got {pool!r}')
         for path in paths:
@@ -168,7 +173,7 @@ class Tap:
                 f'as ViTKD compares them; leave out token_fusion of this {type(backbone).__name__}, '
                 'or the loss'
             )
-        return cls(paths, pool, _extra_tokens(model, paths[0]))
+        return cls(tuple(paths), pool, _extra_tokens(model, paths[0]))
 
     def shape(self, outputs: Sequence[Tensor]) -> Tensor:
         """Outputs of the modules in the form that ``pool`` says."""
