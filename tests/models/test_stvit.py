@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.stvit_unfolded import use_unfolded_form
 from vitdown.checkpoint import check_fit
 from vitdown.engine.complexity import get_flops
-from vitdown.models.backbones import STViTDeiT, STViTSwin
+from vitdown.models.backbones import STViTDeiT, STViTSwin, SwinTransformer
 from vitdown.models.layers import (
     RegionPooling,
     SemanticLayout,
@@ -312,6 +312,21 @@ def test_out_indices(indices):
         expected = everything(images)
         for index, out in zip(indices, some(images)):
             torch.testing.assert_close(out, expected[index])
+
+
+@torch.no_grad()
+def test_the_baseline_may_have_the_same_stem():
+    arch = dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 4])
+    model, other = SwinTransformer(arch, conv_stem=True, pad_small_map=True), STViTSwin(TINY)
+    other.patch_embed.load_state_dict(model.patch_embed.state_dict())
+    images = torch.rand(2, 3, 50, 64)
+    expected, size = other.eval().patch_embed(images)
+    found, same = model.eval().patch_embed(images)
+    assert torch.equal(found, expected)
+    assert tuple(size) == tuple(same)
+    assert model(images)[0].shape == (2, 64, 2, 2)
+    with pytest.raises(ValueError, match='conv_stem must be True or False'):
+        SwinTransformer(arch, conv_stem='yes')
 
 
 def test_stem_can_be_fused():

@@ -5,8 +5,9 @@ from mmpretrain.models.backbones import SwinTransformer as MMPretrainSwinTransfo
 
 from vitdown.registry import MODELS
 
-from ..option_checks import refuse_token_fusion
+from ..option_checks import check_flags, refuse_token_fusion
 from ..quantization import quantizable
+from .stvit_stages import ConvStem
 
 
 @MODELS.register_module()
@@ -16,6 +17,8 @@ class SwinTransformer(MMPretrainSwinTransformer):
 
     Args:
         img_size (int | tuple[int, int]): Usual input size ``(H, W)``.
+        conv_stem (bool): Whether two convolutions stand in place of patches, as in
+            :class:`STViTSwin`: what to compare that with. Defaults to False.
         quant_cfg (dict, optional): See :func:`vitdown.models.quantization.convert`.
         token_fusion (None): Refused.
         **kwargs: Other arguments of mmpretrain's class.
@@ -25,9 +28,13 @@ class SwinTransformer(MMPretrainSwinTransformer):
         self,
         *args: Any,
         img_size: int | tuple[int, int] = 224,
+        conv_stem: bool = False,
         token_fusion: dict | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_token_fusion(self, token_fusion, 'attends in windows')
+        check_flags(conv_stem=conv_stem)
         super().__init__(*args, img_size=img_size, **kwargs)
         self.img_size = to_2tuple(img_size)
+        if conv_stem:
+            self.patch_embed = ConvStem(self.embed_dims, kwargs.get('in_channels', 3))
