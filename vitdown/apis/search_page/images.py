@@ -13,7 +13,9 @@ from PIL import Image
 
 from vitdown.datasets.transforms.decoding import pillow_to_bgr
 
-FORMATS = {'JPEG': '.jpg', 'PNG': '.png', 'WEBP': '.webp', 'BMP': '.bmp'}
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
+# Phones write JPEGs with more pictures behind the first, which Pillow calls MPO.
+_SUFFIXES = {'JPEG': '.jpg', 'MPO': '.jpg', 'PNG': '.png', 'WEBP': '.webp', 'BMP': '.bmp'}
 _MAX_SIDE = 512
 
 
@@ -41,10 +43,10 @@ def decode_upload(data: bytes, max_pixels: int) -> tuple[np.ndarray, str]:
         with warnings.catch_warnings():
             # Pillow's own limits lie above any that makes sense here.
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError
-                return pillow_to_bgr(image), FORMATS[image.format]
+                pixels, kind = pillow_to_bgr(image), image.format
     except Image.DecompressionBombError:
         raise UploadError(
             f'the picture has more than {max_pixels / 1e6:g} million pixels: make it smaller'
@@ -52,6 +54,7 @@ def decode_upload(data: bytes, max_pixels: int) -> tuple[np.ndarray, str]:
     # Decoders fail on damaged files with many types.
     except Exception:
         raise UploadError('the file is no JPEG, PNG, WebP or BMP picture, or damaged') from None
+    return pixels, _SUFFIXES[kind]
 
 
 class RecentUploads:
