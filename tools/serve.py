@@ -28,6 +28,13 @@ def positive(text: str) -> float:
     return number
 
 
+def port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f'must be 0 to 65535, got {text}')
+    return number
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         'gallery', help='folder, http://host:6333/collection, or qdrant:folder/collection'
     )
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on')
-    parser.add_argument('--port', type=int, default=7860, help='0 for any free port')
+    parser.add_argument('--port', type=port, default=7860, help='0 for any free port')
     parser.add_argument(
         '--allowed-hosts', nargs='+', default=[], metavar='NAME',
         help='names by which browsers address the page, beside localhost and --host',

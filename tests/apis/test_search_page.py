@@ -22,6 +22,7 @@ from vitdown.apis.search_page import PageSettings, create_app, guard
 from vitdown.apis.search_page.images import RecentUploads
 from vitdown.engine.launch import ConfigError, load_config
 from vitdown.evaluation.index import GalleryIndex
+from vitdown.visualization.attention_map import draw_rollout
 
 NAME = '0100_c2s1_000001_00.jpg'
 HOST = 'http://localhost'
@@ -147,6 +148,24 @@ def test_pictures_come_small_and_encoded_anew(page):
     assert Image.open(io.BytesIO(response.content)).size == (16, 32)
 
 
+def test_pictures_with_more_behind_them(reid, gallery, photos, tmp_path):
+    """As phones write them, with a map of depth or light: the first is the picture."""
+    image, stream = Image.open(photos / NAME), io.BytesIO()
+    image.save(stream, 'MPO', save_all=True, append_images=[image.resize((8, 16))], quality=95)
+    page = client(reid, reid.build_index(photos), upload_dir=tmp_path)
+    assert matches(page.post('/search', **upload(stream.getvalue())).text)[0] == NAME
+    assert page.post('/add', **upload(stream.getvalue())).status_code == 200
+    (added,) = tmp_path.iterdir()
+    assert (added.suffix, added.read_bytes()) == ('.jpg', stream.getvalue())
+
+
+def test_relative_paths_begin_at_the_image_root(reid, photos):
+    gallery = GalleryIndex(24, model=reid.fingerprint)
+    gallery.add(np.eye(1, 24, dtype=np.float32), metadata={'path': [NAME]})
+    for root, status in [(photos, 200), (photos.parent, 404)]:
+        assert client(reid, gallery, image_root=root).get('/image/0').status_code == status
+
+
 def test_large_pictures_are_shown_small(reid, tmp_path):
     Image.new('RGB', (1200, 600), 'green').save(tmp_path / 'large.jpg')
     page = client(reid, reid.build_index(tmp_path))
@@ -168,7 +187,7 @@ def test_pictures_lie_as_their_camera_says(reid, page, photos, tmp_path):
     assert query_size(page.get('/search?id=0').text) == (16, 32)
 
 
-def test_attention_over_query_and_matches(page, photos):
+def test_attention_over_query_and_matches(reid, page, photos):
     response = page.post('/search', **upload((photos / NAME).read_bytes(), attention='1', k='2'))
     assert response.text.count('?attention=1"') == 2
     plain, overlaid = (
@@ -179,6 +198,11 @@ def test_attention_over_query_and_matches(page, photos):
     assert 'attention=1"' not in page.get('/search?id=3&attention=0').text
     assert plain.shape == overlaid.shape == (32, 16, 3)
     assert np.abs(plain - overlaid).mean() > 10
+    ((image, attention),) = reid.attend(sorted(photos.iterdir())[3])
+    # As JPEG keeps it, from blue to red
+    expected = draw_rollout(image, attention).mean((0, 1))
+    assert abs(expected[0] - expected[2]) > 10
+    np.testing.assert_allclose(overlaid.mean((0, 1)), expected, atol=4)
 
 
 @pytest.mark.parametrize(
@@ -461,6 +485,9 @@ def test_models_that_embed_cameras(tiny_config, photos, tmp_path):
     refused = page.post('/add', **upload(data, **{'column camera': '9'}))
     assert (refused.status_code, 'embeds the cameras 0 to 3, not 9' in refused.text) == (400, True)
     assert page.post('/add', **upload(data, **{'column camera': '3'})).status_code == 200
+    # It was embedded with its own camera.
+    ((found,),) = sie.search(photos / NAME, gallery, 1, {'camera': 3}, {'camera': [3]})
+    assert found.score == pytest.approx(1, abs=1e-5)
     bare = GalleryIndex(24, model=sie.fingerprint)
     bare.add(np.eye(1, 24, dtype=np.float32), metadata={'path': ['a.jpg']})
     with pytest.raises(ValueError, match="no column 'camera': embed its images again with"):
@@ -485,6 +512,14 @@ def test_addresses_of_ipv6(
     assert address == 'http://[::1]:7861'
     page = TestClient(served[0].config.app, address)
     assert page.get('/').status_code == 200
+
+
+@pytest.mark.parametrize('value', ['70000', '-1'])
+def test_ports_that_are_none(monkeypatch, capsys, value):
+    monkeypatch.setattr(sys, 'argv', ['serve.py', 'c.py', 'c.pth', 'gallery', f'--port={value}'])
+    with pytest.raises(SystemExit):
+        serve.parse_args()
+    assert f'--port: must be 0 to 65535, got {value}' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', ['--max-upload-mb', '--max-megapixels'])
