@@ -1,10 +1,15 @@
+import sys
+
 import numpy as np
 import onnxruntime
+import pytest
 from PIL import Image
 
 from tests.conftest import run_tool
+from tools.deployment import export_onnx
 from vitdown.apis import ReIDInferencer
 from vitdown.deployment.openvino import openvino_model
+from vitdown.engine import launch
 
 
 def test_an_exported_model_embeds_as_the_inferencer_does(
@@ -24,3 +29,14 @@ def test_an_exported_model_embeds_as_the_inferencer_does(
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
     found = openvino_model(tmp_path / 'a.xml')(images)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_refused_exports_end_in_one_message(
+    tiny_config, tiny_checkpoint, tmp_path, monkeypatch, capsys
+):
+    command = ['export_onnx.py', tiny_config, tiny_checkpoint, tmp_path / 'a.onnx']
+    monkeypatch.setattr(sys, 'argv', [*map(str, command), '--shape', '0', '16'])
+    with pytest.raises(SystemExit):
+        launch.run_tool(export_onnx.main)
+    assert 'error: VisionTransformer with BNNeckHead can not be written' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from mmengine.model import BaseModel
 from mmpretrain.models.utils.attention import ShiftWindowMSA
 from torch import Tensor, nn
 
+from vitdown.engine.launch import ConfigError
 from vitdown.models.quantization import quantizers_of
 
 try:
@@ -25,7 +26,7 @@ except ImportError as error:
 _OPSET = 18
 
 
-class OnnxExportError(RuntimeError):
+class OnnxExportError(ConfigError):
     """A model that ONNX can't hold, or a file that computes something else than the model."""
 
 
