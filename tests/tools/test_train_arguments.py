@@ -8,7 +8,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 
 from tests.conftest import ROOT
 from tools.train import apply_amp, apply_args
-from vitdown.engine.launch import ConfigError, add_config_arguments
+from vitdown.engine.launch import ConfigError, add_config_arguments, load_config
 from vitdown.registry import HOOKS
 
 from ..test_docs import PAGES, commands
@@ -43,6 +43,22 @@ def test_dicts_that_are_none(value, capsys):
     with pytest.raises(SystemExit):
         parse_options(f'custom_hooks={value}')
     assert f'{value!r} is no Python value' in capsys.readouterr().err
+
+
+def test_dicts_take_the_place_of_other_values(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text("model = dict(type='A', arch='small', sie=None, loss=dict(type='B', m=1))")
+    options = {'model.arch': dict(width=48), 'model.sie': dict(num_cameras=3), 'model.loss.m': 2}
+    assert load_config(str(config), options).model.to_dict() == dict(
+        type='A', arch=dict(width=48), sie=dict(num_cameras=3), loss=dict(type='B', m=2)
+    )
+    for key, value, message in [
+        ('model.arch.width', 48, "model.arch is 'small', no dict; .* model.arch=\"dict\\(width="),
+        ('model.loss', 'C', 'model.loss is a dict; .*="dict\\(_delete_=True, type=\'C\'\\)"'),
+        ('model', dict(arch=dict(width=48)), 'do not fit the config: arch='),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            load_config(str(config), {key: value})
 
 
 def test_hooks_in_the_commands_of_the_documents_build():

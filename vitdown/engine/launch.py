@@ -112,16 +112,18 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     Raises:
         FileNotFoundError: If there is no such file.
         ConfigError: If the file is no valid config, or an option names a key whose parent has no
-            such entry.
+            such entry or has no such kind of value.
         KeyUnavailableError: If a ``ConvUnlearnable`` has an argument that may be its key.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'Config {path} does not exist')
     cfg = read_config(path)
     if options:
-        for key in options:
-            _check_option(cfg, key)
-        cfg.merge_from_dict(options)
+        options = {key: _checked_option(cfg, key, value) for key, value in options.items()}
+        try:
+            cfg.merge_from_dict(options)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f'--cfg-options do not fit the config: {error.args[0]}') from error
     check_key_arguments(cfg.to_dict())
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -139,20 +141,39 @@ _OPTIONAL = {
 }  # fmt: skip
 
 
-def _check_option(cfg: Config, key: str) -> None:
-    """A top-level key must exist; so must every dict on the way to a deeper one."""
+def _checked_option(cfg: Config, key: str, value: Any) -> Any:
+    """The value to merge: dicts replace what is none.
+
+    A top-level key must exist; so must every dict on the way to a deeper one.
+    """
     first, *rest = key.split('.')
-    if first not in cfg and first not in _OPTIONAL:
+    if first not in cfg:
+        if first in _OPTIONAL:
+            return value
         raise ConfigError(f'--cfg-options {key}: the config has no {first!r}{_hint(first, cfg)}')
-    node = cfg.get(first)
-    done = first
-    for part in rest[:-1]:
+    node, done = cfg[first], first
+    for part in rest:
+        if isinstance(node, list):
+            return value  # MMEngine merges by number
         if not isinstance(node, Mapping):
-            return
+            raise ConfigError(
+                f'--cfg-options {key}: {done} is {node!r}, no dict; replace it as a whole, '
+                f'{done}="dict({part}=...)"'
+            )
         if part not in node:
+            if f'{done}.{part}' == key:
+                return value
             raise ConfigError(f'--cfg-options {key}: {done} has no {part!r}{_hint(part, node)}')
         node = node[part]
         done += f'.{part}'
+    if isinstance(value, dict) and not isinstance(node, (Mapping, list)):
+        return {**value, '_delete_': True}
+    if isinstance(value, str) and isinstance(node, Mapping) and 'type' in node:
+        raise ConfigError(
+            f'--cfg-options {key}={value}: {key} is a dict; to replace it, '
+            f'{key}="dict(_delete_=True, type={value!r})"'
+        )
+    return value
 
 
 def _hint(key: str, choices: Iterable[str]) -> str:
@@ -254,7 +275,7 @@ def _message(error: Exception) -> str:
 
 def _is_input_error(error: Exception) -> bool:
     """Whether the error is the user's to mend: raised on purpose, or a wrong argument."""
-    if isinstance(error, (ConfigError, FileNotFoundError, NotADirectoryError)):
+    if isinstance(error, (ConfigError, FileNotFoundError, NotADirectoryError, PermissionError)):
         return True
     if isinstance(error, TypeError) and '__init__() ' in str(error) and 'argument' in str(error):
         # A key of a config that the class it configures doesn't take
