@@ -101,6 +101,15 @@ def test_metadata_are_typed_and_found_by_file(tmp_path, monkeypatch):
     np.testing.assert_array_equal(columns['time'], times)
 
 
+def test_metadata_are_found_by_other_names_of_the_file(tmp_path):
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'real')
+    table = tmp_path / 'link' / 'table.csv'
+    table.write_text('path,camera\n./x/../a.jpg,1\n../link/b.jpg,2\n')
+    paths = [str(tmp_path / 'real' / 'a.jpg'), str(tmp_path / 'link' / '.' / 'b.jpg')]
+    assert read_metadata(table, paths)['camera'].tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [

@@ -97,6 +97,12 @@ def test_rank_orders_arrays_without_an_index(reid, photos):
     assert rankings[0][0].metadata['path'] == 'array 2'
     assert len(rankings[0]) == 4
     assert rankings.picture(0, size=(32, 16)).width > 4 * 16
+    # A gallery has no pixels of them.
+    found = reid.search(arrays[2], reid.build_index(arrays), k=4)
+    with pytest.raises(CorruptImageError, match='No such image file: array 2.* attribute images'):
+        found.picture(0)
+    found.images = {f'array {number}': array for number, array in enumerate(arrays)}
+    assert found.picture(0, size=(32, 16)) == rankings.picture(0, size=(32, 16))
     for k in (0, -1):
         with pytest.raises(ValueError, match=f'k must be at least 1, an integer, not {k}'):
             reid.rank(arrays[2], arrays, k)
@@ -115,6 +121,11 @@ def test_verify(reid, photos):
     result = reid.verify(pairs, threshold=0.9999)
     np.testing.assert_allclose(result.scores, [1, cosine], atol=1e-5)
     assert result.same.tolist() == [True, False]
+    # Pairs in any iterable; at the threshold it is the same identity.
+    again = reid.verify(iter(pairs), threshold=float(result.scores[1]))
+    assert again.same.tolist() == [True, True]
+    nothing = reid.verify([], threshold=0.5)
+    assert nothing.scores.shape == nothing.same.shape == (0,)
     with pytest.raises(ValueError, match='two single images'):
         reid.verify([(paths[0], photos)], threshold=0.5)
     with pytest.raises(ValueError, match='a pair takes two images, got 3'):
@@ -128,7 +139,7 @@ def test_addresses_of_other_kinds_are_named(reid):
         reid(['ftp://x/y.jpg'])
 
 
-@pytest.mark.parametrize('device', ['banana', 'cuda:99'])
+@pytest.mark.parametrize('device', ['banana', 'cuda:99', 'meta'])
 def test_devices_that_are_not_there_are_refused(device):
     with pytest.raises(ConfigError, match=f'--device {device} can not be used'):
         check_device(device)
@@ -153,8 +164,17 @@ def test_bad_images_stop_or_are_named(reid, photos, tmp_path):
     assert embeddings.metadata['camera'].tolist() == [2]
     assert list(embeddings.skipped) == [str(inputs[i]) for i in (0, 2, 3)]
     assert 'No such image file' in embeddings.skipped[str(tmp_path / 'none.jpg')]
+    rankings = reid.search(inputs, reid.build_index(photos), k=1, on_error='skip')
+    (record,) = rankings.records()
+    assert record['query'] == record['matches'][0]['path'] == str(photos / NAME)
     with pytest.raises(ValueError, match='none of the 1 images can be read'):
         reid(tmp_path / 'none.jpg', on_error='skip')
+
+
+def test_untrained_models_fill_no_log(tiny_config, caplog, capsys):
+    ReIDInferencer(tiny_config, device='cpu')
+    printed = capsys.readouterr()
+    assert 'backbone.' not in caplog.text + printed.out + printed.err
 
 
 def test_galleries_of_other_models_are_refused(reid, photos, gallery, tiny_config, tmp_path):

@@ -70,7 +70,8 @@ def image_metadata(args: Namespace, paths: Sequence[str]) -> Columns:
 def check_device(device: str | None) -> None:
     """Whether the device is one that PyTorch finds here."""
     try:
-        torch.empty(0, device=device)
+        # Back again: nothing comes back from the meta device.
+        torch.empty(1, device=device).cpu()
     # CUDA reports its absence as an AssertionError.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitdown.datasets.transforms import LoadReIDImage
+from vitdown.datasets.transforms.decoding import SKIP_HINT, CorruptImageError
 from vitdown.evaluation.index import SearchResult
 from vitdown.files import write_atomically
 from vitdown.visualization import draw_ranking_list, save_picture
@@ -49,7 +50,8 @@ class Rankings:
     Attributes:
         queries (Sequence[dict]): Samples of the queries, with ``img_path`` and perhaps ``img``.
         result (SearchResult): Scores, ids and metadata as arrays.
-        images (Mapping[str, np.ndarray]): Pixels (BGR) of gallery images that are no files.
+        images (Mapping[str, np.ndarray]): Pixels (BGR) of gallery images that are no files, by
+            their path: galleries keep none.
         skipped (Mapping[str, str]): Queries that could not be read, and why.
     """
 
@@ -136,7 +138,14 @@ class Rankings:
     def _pixels(self, sample: Sample) -> np.ndarray:
         if 'img' not in sample and sample['img_path'] in self.images:
             sample = {**sample, 'img': self.images[sample['img_path']]}
-        return LoadReIDImage()(dict(sample))['img'][..., ::-1]
+        try:
+            return LoadReIDImage()(dict(sample))['img'][..., ::-1]
+        except CorruptImageError as error:
+            reason = str(error).removesuffix(SKIP_HINT).strip()
+            raise CorruptImageError(
+                f'{reason} Galleries keep no pixels: those of arrays go into the attribute images '
+                'of the rankings.'
+            ) from error
 
     def _jsonl(self) -> bytes:
         return b''.join(json.dumps(record).encode() + b'\n' for record in self.records())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.infer import BaseInferencer
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -201,7 +202,7 @@ class ReIDInferencer(BaseInferencer):
 
     def verify(
         self,
-        pairs: Sequence[tuple[ImageInput, ImageInput]],
+        pairs: Iterable[tuple[ImageInput, ImageInput]],
         threshold: float,
         metadata: Mapping[str, Sequence[tuple]] | None = None,
     ) -> Verification:
@@ -219,6 +220,9 @@ class ReIDInferencer(BaseInferencer):
         """
         if not np.isfinite(threshold):
             raise ValueError(f'threshold must be a number, got {threshold}')
+        pairs = list(pairs)
+        if not pairs:
+            return Verification(np.zeros(0, np.float32), np.zeros(0, bool))
         if odd := next((pair for pair in pairs if len(pair) != 2), None):
             raise ValueError(f'a pair takes two images, got {len(odd)}')
         features = []
@@ -364,7 +368,7 @@ class ReIDInferencer(BaseInferencer):
         checkpoint = None if weights is None else load_checkpoint_file(weights)
         model = MODELS.build(cfg.model)
         if checkpoint is None:
-            model.init_weights()
+            _init_weights(model)
         else:
             state_dict = unwrap_state_dict(checkpoint)
             check_fit(model, state_dict, str(weights))
@@ -379,6 +383,17 @@ class ReIDInferencer(BaseInferencer):
 
     def _init_visualizer(self, cfg: Config) -> None:
         return None
+
+
+def _init_weights(model: nn.Module) -> None:
+    """Initialise a model without a line in the log for each of its parameters."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
 
 
 def pipeline_of(cfg: Config) -> list[dict]:
