@@ -195,6 +195,16 @@ def test_a_short_first_training_is_one_that_runs():
     assert cfg.param_scheduler.warmup_epochs < cfg.train_cfg.max_epochs == 1
 
 
+def test_the_small_base_needs_no_weights():
+    text = (ROOT / 'docs/own_data.md').read_text()
+    base = re.search(r"`_base_ =\s+'(.+)'` is a small", text)[1]
+    cfg = load_config(str(ROOT / base))
+    assert cfg.model.backbone.get('init_cfg') is None
+    large = re.search(r"^_base_ = '(.+)'", text, re.M)[1]
+    options = dict(o.split('=') for o in re.findall(r'model\.backbone\.init_cfg\.\w+=FILE', text))
+    assert load_config(str(ROOT / large), options).model.backbone.init_cfg.checkpoint == 'FILE'
+
+
 def test_a_smaller_batch_fits_its_identities():
     text = (ROOT / 'docs/own_data.md').read_text()
     options = re.search(r'--cfg-options (train_dataloader\.batch_size.+?)`', text)[1].split()
