@@ -69,7 +69,7 @@ class Recorder:
 
 
 def attach(hook, model, wrap=False):
-    runner = SimpleNamespace(model=SimpleNamespace(module=model) if wrap else model)
+    runner = SimpleNamespace(model=SimpleNamespace(module=model) if wrap else model, hooks=[hook])
     hook.before_train(runner)
     return runner
 
@@ -203,6 +203,44 @@ def test_inputs_without_names_are_refused():
     attach(PGDTrainingHook(), model)
     with pytest.raises(TypeError, match='without inputs and data_samples by name'):
         model(torch.zeros(1, 3, 16, 16), mode='loss')
+
+
+@pytest.mark.parametrize('config', HOOK_CONFIGS, ids=['linf', 'l2', 'deconvolution'])
+def test_models_that_recompute_layers(config):
+    """Ours give gradients of images, mmpretrain's don't."""
+    backbone = dict(type='mmpretrain.ResNet_CIFAR', depth=18, base_channels=8, stem_channels=8)
+    cnn = dict(
+        CLASSIFIER,
+        backbone=dict(backbone, with_cp=True),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(CLASSIFIER['head'], in_channels=64),
+    )
+    vit = dict(CLASSIFIER, backbone=dict(BACKBONE, type='vitdown.VisionTransformer', with_cp=True))
+    for classifier in (vit, cnn):
+        model = MODELS.build(classifier)
+        model.train()
+        attach(HOOKS.build(config), model)
+        data = model.data_preprocessor(batch(), training=True)
+        if classifier is vit:
+            assert torch.isfinite(model(**data, mode='loss')['loss'])
+        else:
+            with pytest.raises(ValueError, match='set with_cp=False in its backbone'):
+                model(**data, mode='loss')
+
+
+def test_other_errors_of_an_attack_are_left_as_they_are():
+    model = MODELS.build(CLASSIFIER)
+    attach(PGDTrainingHook(), model)
+    with pytest.raises(RuntimeError, match='must match the size'):
+        model(inputs=torch.zeros(1, 2, 16, 16), data_samples=[], mode='loss')
+
+
+def test_two_attacks_are_refused():
+    hooks = [PGDTrainingHook(), DeconvolutionTrainingHook()]
+    runner = SimpleNamespace(model=MODELS.build(CLASSIFIER), hooks=hooks)
+    for hook in hooks:
+        with pytest.raises(ValueError, match='PGDTrainingHook and DeconvolutionTrainingHook would'):
+            hook.before_train(runner)
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from vitdown.registry import HOOKS
 class AttackHook(Hook):
     """Base of hooks that train on attacked images instead of the batch's own.
 
-    Works on every model that computes losses by ``forward(inputs, data_samples, mode='loss')``
-    and normalises by ``data_preprocessor.mean`` and ``std``: mmpretrain's classifiers and
-    ``ReIdentifier``. The attack sees pixels in 0..1. Model, checkpoint and evaluation stay as they
-    are; labels are not touched.
+    Works on models that compute losses by ``forward(inputs, data_samples, mode='loss')`` and
+    normalise by ``data_preprocessor.mean`` and ``std``: mmpretrain's classifiers, but for those
+    with ``with_cp=True``, and ``ReIdentifier``. One such hook a training. The attack sees pixels in
+    0..1. Model, checkpoint and evaluation stay as they are; labels are not touched.
     """
 
     def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
@@ -28,6 +28,14 @@ class AttackHook(Hook):
         raise NotImplementedError
 
     def before_train(self, runner: Runner) -> None:
+        """Attack all batches from now on.
+
+        Raises:
+            ValueError: There is another such hook.
+        """
+        names = [type(hook).__name__ for hook in runner.hooks if isinstance(hook, AttackHook)]
+        if len(names) > 1:
+            raise ValueError(f'{" and ".join(names)} would attack each other; leave one of them.')
         model = getattr(runner.model, 'module', runner.model)
         self._busy = False
         self._handle = model.register_forward_pre_hook(self._replace_inputs, with_kwargs=True)
@@ -50,6 +58,13 @@ class AttackHook(Hook):
         try:
             pixels = ((inputs * std + mean) / 255).clamp(0, 1)
             attacked = self.attack(model, pixels, data_samples)
+        except RuntimeError as error:
+            if 'use_reentrant' not in str(error):
+                raise
+            raise ValueError(
+                f'{type(self).__name__} needs gradients of images, which the model does not give '
+                'while it recomputes layers to save memory: set with_cp=False in its backbone.'
+            ) from error
         finally:
             self._busy = False
         return args, {**kwargs, 'inputs': (attacked * 255 - mean) / std}
