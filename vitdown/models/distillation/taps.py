@@ -170,7 +170,7 @@ class Tap:
         if pool == 'patches' and getattr(backbone, 'token_fusion', None) is not None:
             raise ValueError(
                 f'taps.{name}: token fusion does not leave all patches in the order of their grid, '
-                f'as ViTKD compares them; leave out token_fusion of this {type(backbone).__name__}, '
+                f'as ViTKD compares them; leave out token_fusion of this {type(backbone).__name__} '
                 'or the loss'
             )
         return cls(tuple(paths), pool, _extra_tokens(model, paths[0]))
