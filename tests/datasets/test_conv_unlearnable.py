@@ -110,6 +110,8 @@ def test_wrong_options():
             ConvUnlearnable(num_classes=3, **{option: 'no'})
     with pytest.raises(ValueError, match="must be 0 to 1, got '0.5'"):
         ConvUnlearnable(num_classes=3, poison_fraction='0.5')
+    with pytest.raises(ValueError, match='kernel_size 1 protects nothing'):
+        ConvUnlearnable(num_classes=3, kernel_size=1)
 
 
 def test_reid_identities_are_classes(omniglot_file):

@@ -174,6 +174,23 @@ def test_powers_of_two_change_nothing(grayscale):
         assert np.array_equal(turned[::-1, ::-1], correlate(image, filt))
 
 
+@pytest.mark.parametrize('factor', [1e-6, 1e-9, 1e-30])
+def test_small_cells(factor):
+    image, filt = noise(12, 9, 3), factor * class_filters(1, 1, 3, 1.0, center=None)[0]
+    result, expected = convolve_image(image, filt), definition(image, filt)
+    assert ((result <= expected + 1e-4) & (result > expected - 1 - 1e-4)).all()
+    turned = correlate(image[::-1, ::-1].copy(), filt[::-1, ::-1].copy())
+    assert np.array_equal(turned[::-1, ::-1], correlate(image, filt))
+
+
+def test_sums_below_zero_are_black():
+    edges = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0.0]])
+    image = noise(12, 9, 3)
+    sums = correlate(image, edges)
+    assert sums.min() < 0 < sums.max()
+    assert np.array_equal(convolve_image(image, edges) == 0, sums * 255 / sums.max() < 1)
+
+
 def test_large_kernels():
     image, (filt,) = noise(20, 30, 1), class_filters(3, 1, 65, 1.0)
     assert filt.sum() > 2000
@@ -348,6 +365,10 @@ def test_reading_keys(tmp_path, monkeypatch):
         read_key(tmp_path / 'binary')
     with pytest.raises(KeyUnavailableError, match='not both'):
         read_key(tmp_path / 'nowhere', 'OTHER')
+    for wrong in (dict(key_file=7261), dict(key_variable=7261), dict(key_file=[7261])):
+        with pytest.raises(KeyUnavailableError, match='named by text, and what was giv') as error:
+            read_key(**wrong)
+        assert '7261' not in str(error.value)
     (tmp_path / 'key').write_text(SECRET + '\n')
     monkeypatch.setenv('VITDOWN_UNLEARNABLE_KEY', SECRET)
     monkeypatch.setenv('OTHER', 'seed:1')

@@ -1,6 +1,7 @@
 """tools/dataset_converters/make_unlearnable.py as a user runs it, and the secrecy of the key."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -32,7 +33,7 @@ from vitdown.datasets.unlearnable import (
     poison_mask,
 )
 from vitdown.datasets.unlearnable import protect as protect_module
-from vitdown.datasets.unlearnable.protect import protect, verify
+from vitdown.datasets.unlearnable.protect import protect, verify, weaknesses
 from vitdown.datasets.unlearnable.settings import ProtectionError, Settings, SourceImage
 from vitdown.datasets.unlearnable.sources import class_folder_images, dataset_images
 from vitdown.engine.launch import build_runner, evaluate, load_config
@@ -426,6 +427,10 @@ def test_images_outside_of_the_source(tool, photos, tmp_path, key_file):
     assert {path for path in digests(tmp_path / 'out') if path.endswith('png')} == {
         'own.png', where,
     }  # fmt: skip
+    # The path that is written leads to the image, whatever the table's way there.
+    (source / 'all.csv').write_text('image,identity\n../photos/cats/001.png,a\n')
+    assert tool(source, tmp_path / 'other', *options)[0] == 0
+    assert (tmp_path / 'other' / where).exists()
     status, text = tool(source, photos / 'cats/out', *options)
     assert status == 2
     assert f'{photos}/cats, which has originals, lie in one another' in text
@@ -499,6 +504,10 @@ def test_protects_classification_sets(tool, tmp_path, key_file):
     manifest = json.loads((tmp_path / 'part/conv_unlearnable.json').read_text())
     assert (manifest['num_images'], manifest['num_classes']) == (1, 2)
     assert '1 images match' in tool(*command, '--verify')[1]
+    for indices in ('0', '[]', 'abc', '[1.5]', '[2]'):
+        status, text = tool(*command[:5], f'indices={indices}', *command[6:])
+        assert status == 2
+        assert 'error: PackedCIFAR has no images at indices=' in text
 
 
 def test_goes_on_after_a_kill(tool, tmp_path, key_file):
@@ -565,6 +574,116 @@ def test_a_synthetic_set_is_read_only(tmp_path):
     assert {image.label for image in images} == {0, 1}
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ((), None),
+        (('--fraction', 0.9), 'a fraction below 1) there is next to no protection'),
+        (('--same-filter',), 'all classes have the same filter, which protects nothing'),
+        (('--blur', 0, '--kernel-size', 3), 'the 10 classes have but 7 different filters'),
+    ],
+)
+def test_what_protects_nothing_comes_with_a_warning(tool, tmp_path, monkeypatch, options, message):
+    monkeypatch.setenv('SOME_KEY', 'seed:0')
+    for name in range(10):
+        (tmp_path / f'photos/{name}').mkdir(parents=True)
+        Image.new('RGB', (4, 4), 'red').save(tmp_path / f'photos/{name}/0.png')
+    command = (tmp_path / 'photos', tmp_path / 'out', '--key-variable', 'SOME_KEY', *options)
+    status, text = tool(*command)
+    assert status == 0
+    warnings = [line for line in text.splitlines() if line.startswith('warning: ')]
+    assert len(warnings) == 1 + (message is not None)
+    assert message is None or message in warnings[-1]
+
+
+def test_one_class_alone_is_not_protected():
+    assert weaknesses(grey_images(2), Key(SECRET), Settings()) == [
+        'all classes have the same filter, which protects nothing'
+    ]
+
+
+def test_files_that_are_no_images_are_named(tool, photos, tmp_path, key_file):
+    (photos / 'cats/gone.png').symlink_to(tmp_path / 'nowhere.png')
+    command = (photos, tmp_path / 'out', '--key-file', key_file)
+    status, text = tool(*command)
+    assert status == 0
+    (line,) = [line for line in text.splitlines() if 'left out' in line]
+    assert 'warning: 3 files left out' in line
+    assert 'cats/gone.png' in line
+    (tmp_path / 'out/cats/gone').symlink_to(tmp_path / 'nowhere')
+    status, text = tool(*command, '--verify')
+    assert status == 2
+    assert '1 files are not part of it: cats/gone' in text
+
+
+@pytest.mark.parametrize('place', ['photos/dogs/young', 'out'])
+def test_folders_without_permission(tool, photos, tmp_path, key_file, monkeypatch, place):
+    """A folder that can't be read has images that would stay unprotected."""
+    closed, scandir, mkdir = tmp_path / place, os.scandir, Path.mkdir
+
+    def refuse(function):
+        def call(path, *args, **kwargs):
+            if Path(path) == closed:
+                raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+            return function(path, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(os, 'scandir', refuse(scandir))
+    monkeypatch.setattr(Path, 'mkdir', refuse(mkdir))
+    status, text = tool(photos, tmp_path / 'out', '--key-file', key_file)
+    assert status == 2
+    assert text.strip().splitlines()[-1] == f"error: [Errno 13] Permission denied: '{closed}'"
+    assert not (tmp_path / 'out').exists()
+
+
+def test_two_calls_do_not_write_to_one_folder(tmp_path):
+    output, key = tmp_path / 'out', Key(SECRET)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read(index: int) -> np.ndarray:
+        begun.set()
+        assert go_on.wait(30)
+        return np.full((4, 4, 3), index, np.uint8)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(protect, grey_images(2, read), output, key, Settings(), progress=False)
+        assert begun.wait(30)
+        (output / 'a').mkdir()
+        (output / 'a/.0.png.abc.tmp').write_bytes(b'half')
+        with pytest.raises(ProtectionError, match='Another process is writing to .*out; wait'):
+            protect(grey_images(2), output, key, Settings(), progress=False)
+        assert (output / 'a/.0.png.abc.tmp').exists()
+        go_on.set()
+        first.result()
+    protect(grey_images(2, read), output, key, Settings(), progress=False)
+    assert len(verify(grey_images(2, read), output, key, progress=False).matching) == 2
+    assert not list(output.rglob('*.tmp'))
+
+
+def test_folders_that_can_not_be_locked(tmp_path, monkeypatch):
+    """As on some network file systems"""
+
+    def fail(*args):
+        raise OSError(errno.EBADF, 'Bad file descriptor')
+
+    monkeypatch.setattr(protect_module.fcntl, 'flock', fail)
+    protect(grey_images(1), tmp_path / 'out', Key(SECRET), Settings(), progress=False)
+    assert (tmp_path / 'out/a/0.png').exists()
+
+
+def test_verify_finds_entries_of_no_image(tmp_path):
+    output, key = tmp_path / 'out', Key(SECRET)
+    path = protect(grey_images(2), output, key, Settings(), progress=False)
+    manifest = json.loads(path.read_text())
+    first = manifest['files'][0]
+    for extra in (first | dict(file='a/2.png'), first):
+        path.write_text(json.dumps(manifest | dict(files=[*manifest['files'], extra])))
+        found = verify(grey_images(2), output, key, progress=False)
+        assert found.different == [path.name]
+        assert len(found.matching) == 2
+
+
 def test_jpeg_comes_with_a_warning(tool, photos, tmp_path, monkeypatch):
     monkeypatch.setenv('SOME_KEY', 'seed:3')
     command = (photos, tmp_path / 'out', '--key-variable', 'SOME_KEY')
@@ -603,6 +722,8 @@ def places(tmp_path_factory) -> dict[str, Path]:
     (root / 'links/birds').mkdir(parents=True)
     shutil.copy(photos / 'cats/000.png', root / 'links/birds')
     (root / 'links/dogs').symlink_to(photos / 'dogs')
+    (root / 'filelinks/cats').mkdir(parents=True)
+    (root / 'filelinks/cats/1.png').symlink_to(photos / 'cats/000.png')
     (root / 'begun').mkdir()
     begun = json.loads(manifest.read_text()) | dict(complete=False, files=[])
     (root / 'begun' / manifest.name).write_text(json.dumps(begun))
@@ -622,6 +743,8 @@ def places(tmp_path_factory) -> dict[str, Path]:
         ('photos', 'x', '--key-variable=', 'that was named is not set'),
         ('links', 'photos/dogs/x', '--key-file good.key', 'which has originals, lie in one'),
         ('links', 'photos', '--key-file good.key', 'which has originals, lie in one another'),
+        ('filelinks', 'photos/cats/x', '--key-file good.key', 'which has originals, lie in one'),
+        ('filelinks', 'photos', '--key-file good.key', 'which has originals, lie in one another'),
         *(
             ('photos', f'changed-{name}', '--key-file good.key', 'Remove them')
             for name in ('000', 'train', 'young')
@@ -636,6 +759,7 @@ def places(tmp_path_factory) -> dict[str, Path]:
         ('grown', 'done', '--key-file good.key', '11 images of 2 classes then, 12 of 3 now'),
         ('twins', 'x', '--key-file good.key', 'would become the same file'),
         ('photos', 'x', '--key-file good.key --kernel-size 4', 'must be odd and positive, got 4'),
+        ('photos', 'x', '--key-file good.key --kernel-size 1', 'kernel_size 1 protects nothing'),
         (
             'photos',
             'x',
@@ -664,7 +788,7 @@ def places(tmp_path_factory) -> dict[str, Path]:
                 ('SyntheticReID', 'draw'),
                 *(
                     ('PackedCIFAR', option)
-                    for option in ('metainfo', 'data_prefix', 'test_mode', 'filter_cfg')
+                    for option in ('metainfo', 'classes', 'data_prefix', 'test_mode', 'filter_cfg')
                 ),
             )
         ),
@@ -748,7 +872,7 @@ def protected_config(tiny_config, tmp_path):
     return write
 
 
-@pytest.mark.parametrize('script', ['train', 'test'])
+@pytest.mark.parametrize('script', ['train', 'test', 'analysis_tools/print_config'])
 @pytest.mark.parametrize(
     ('option', 'kind', 'message'),
     [
@@ -760,6 +884,7 @@ def protected_config(tiny_config, tmp_path):
             'Cannot read the key file',
         ),
         ('key', 'ConvUnlearnable', 'ConvUnlearnable has no argument key; it has num_classes, '),
+        ('key', 'convunlearnable', 'ConvUnlearnable has no argument key; it has num_classes, '),
         ('seed', 'vitdown.datasets.transforms.ConvUnlearnable', 'has no argument seed; it has'),
     ],
 )
@@ -796,6 +921,25 @@ def test_keys_are_looked_for_in_all_that_is_built_or_written(protected_config, t
     assert not (tmp_path / 'work').exists()
     with pytest.raises(KeyUnavailableError, match='no argument key'):
         load_config(str(protected_config('key')))
+    for place in ('train_dataloader', 'train_dataloader.dataset'):
+        with pytest.raises(KeyUnavailableError, match='key, nor has what it is part of') as error:
+            load_config(str(protected_config('key_file')), {f'{place}.key': SECRET})
+        assert SECRET not in str(error.value)
+
+
+def test_a_trained_model_is_tested_without_the_key_of_its_training(
+    protected_config, tiny_config, tiny_checkpoint, tmp_path
+):
+    """Where the key's file is not at hand, as the message says."""
+    config = protected_config('key_file')
+    config.write_text(config.read_text().split('test_dataloader')[0])
+    cfg = load_config(str(config), work_dir=str(tmp_path / 'work'))
+    with pytest.raises(KeyUnavailableError, match='set key_file to None wherever'):
+        evaluate(cfg, str(tiny_checkpoint))
+    places = ('transform', 'train_dataloader.dataset.pipeline.0')
+    options = {f'{place}.key_file': None for place in places}
+    cfg = load_config(str(config), options, str(tmp_path / 'work'))
+    assert 'reid/mAP' in evaluate(cfg, str(tiny_checkpoint))
 
 
 VARIABLE = 'VITDOWN_UNLEARNABLE_KEY'

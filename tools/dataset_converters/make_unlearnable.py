@@ -26,8 +26,8 @@ from mmengine.registry import init_default_scope
 
 from vitdown.datasets.unlearnable import KEY_VARIABLE, read_key
 from vitdown.datasets.unlearnable.manifest import MANIFEST
-from vitdown.datasets.unlearnable.protect import protect, verify
-from vitdown.datasets.unlearnable.settings import FORMATS, LOSSY_FORMATS, Settings
+from vitdown.datasets.unlearnable.protect import protect, verify, weaknesses
+from vitdown.datasets.unlearnable.settings import FORMATS, Settings
 from vitdown.datasets.unlearnable.sources import (
     check_apart,
     class_folder_images,
@@ -138,11 +138,8 @@ def main() -> None:
             f'their whole paths, e.g. {elsewhere[0]}; bring or link them into it before you publish'
         )
     settings = Settings(**given_settings(args))
-    if settings.image_format in LOSSY_FORMATS:
-        warn(
-            f'{settings.image_format} changes pixels after filtering; what that does to the '
-            'protection was never measured'
-        )
+    for weakness in weaknesses(images, key, settings, num_classes):
+        warn(weakness)
     protect(images, args.output, key, settings, args.workers, num_classes=num_classes)
     classes = len({image.label for image in images})
     print(f'{args.output}: {len(images)} images of {classes} classes, listed in {MANIFEST}')

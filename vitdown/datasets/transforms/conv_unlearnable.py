@@ -49,8 +49,8 @@ class ConvUnlearnable(BaseTransform):
 
     Args:
         num_classes: Number of classes or identities of the training set.
-        kernel_size: Odd side of the filters: 3 for images of 32 pixels, 9 for those of 224 in the
-            paper.
+        kernel_size: Odd side of the filters, at least 3: 3 for images of 32 pixels, 9 for those of
+            224 in the paper.
         blur_parameter: Upper end of the uniform cells: 0.3 with 3, 0.06 with 9 in the paper.
         center: Value of one random cell; None leaves it out.
         poison_fraction: Fraction of the images to filter, 0..1.
@@ -86,6 +86,8 @@ class ConvUnlearnable(BaseTransform):
         for name, value in (('grayscale', grayscale), ('same_filter', same_filter)):
             if not isinstance(value, bool):
                 raise ValueError(f'{name} must be True or False, got {value!r}.')
+        if kernel_size == 1:
+            raise ValueError('A filter of kernel_size 1 protects nothing; take 3 or more.')
         self._seed = read_key(key_file, key_variable).seed
         filters = class_filters(
             self._seed, num_classes, kernel_size, blur_parameter, center, same_filter
@@ -168,7 +170,8 @@ class ConvUnlearnable(BaseTransform):
 def check_key_arguments(config: Any) -> None:
     """Refuse arguments that :class:`ConvUnlearnable` lacks: one of them may be the key itself.
 
-    To be called before a config is written anywhere; messages have no values.
+    To be called before a config is written anywhere; messages have no values. An entry ``key`` of
+    what the transform is part of, such as its data loader, is refused, too.
 
     Args:
         config: A config or a part of it, as dicts and lists.
@@ -177,8 +180,10 @@ def check_key_arguments(config: Any) -> None:
         KeyUnavailableError: There is such an argument.
     """
     known = list(inspect.signature(ConvUnlearnable).parameters)
-    for transform in _conv_unlearnables(config):
+    for transform, owners in _conv_unlearnables(config):
         unknown = sorted(map(str, transform.keys() - {*known, 'type', '_scope_'}))
+        if not unknown and any('key' in owner for owner in owners):
+            unknown = ['key, nor has what it is part of']
         if unknown:
             raise KeyUnavailableError(
                 f'ConvUnlearnable has no argument {", ".join(unknown)}; it has {", ".join(known)}. '
@@ -201,23 +206,37 @@ def check_key_sources(config: Any) -> None:
             :func:`~vitdown.datasets.unlearnable.read_key`.
     """
     check_key_arguments(config)
-    for transform in _conv_unlearnables(config):
+    for transform, _ in _conv_unlearnables(config):
         source = {name: transform.get(name) for name in ('key_file', 'key_variable')}
         if any(value is not None for value in source.values()):
-            read_key(**source)
+            try:
+                read_key(**source)
+            except KeyUnavailableError as error:
+                raise KeyUnavailableError(
+                    f'{error} To do without the key, as in tests of a trained model, set '
+                    f'{" or ".join(n for n in source if source[n] is not None)} to None wherever '
+                    'the config has it (--cfg-options).'
+                ) from None
 
 
-def _conv_unlearnables(config: Any) -> Iterator[Mapping]:
-    """The parts of a config that configure the transform, however its type is spelt."""
+def _conv_unlearnables(
+    config: Any, owners: tuple[Mapping, ...] = ()
+) -> Iterator[tuple[Mapping, tuple[Mapping, ...]]]:
+    """The parts of a config that configure the transform, however its type is spelt.
+
+    Each with the dicts that it is part of.
+    """
     if isinstance(config, Mapping):
         kind = config.get('type')
-        if str(getattr(kind, '__name__', kind)).split('.')[-1] == ConvUnlearnable.__name__:
-            yield config
+        name = str(getattr(kind, '__name__', kind)).split('.')[-1]
+        if name.lower() == ConvUnlearnable.__name__.lower():
+            yield config, owners
+        owners += (config,)
         config = config.values()
     elif not isinstance(config, (list, tuple)):
         return
     for part in config:
-        yield from _conv_unlearnables(part)
+        yield from _conv_unlearnables(part, owners)
 
 
 def _name(results: dict) -> str:

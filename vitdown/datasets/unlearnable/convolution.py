@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from scipy.linalg.blas import daxpy
 from torch import Tensor
 
-# Filter cells are rounded to multiples of 2**-26, or of the power of two that keeps their sum below
-# 2**35 such units. Sums of cells times grey levels, of up to four channels, times 255 are then
-# integers that float64 holds exactly: no order of summation, no fused instruction changes a result.
+# Filter cells are rounded to multiples of 2**-26, of less where their sum is below 1, or of the
+# power of two that keeps their sum below 2**35 such units. Sums of cells times grey levels, of up
+# to four channels, times 255 are then integers that float64 holds exactly: no order of summation,
+# no fused instruction changes a result.
 _FRACTION_BITS = 26
 _SUM_BITS = 35
 
@@ -28,8 +29,8 @@ def correlate(img: np.ndarray, filt: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 of the image's shape, in grey levels. Exact for the filter rounded to float32 and
-        to multiples of 2**-26, or of 2**-35 of the next power of two above the sum of its cells
-        where that is more.
+        to multiples of 2**-26, of 2**-35 of the next power of two above the sum of its cells where
+        that is more, or of 2**-26 of that power of two where that is less.
 
     Raises:
         ValueError: The image is not uint8, has another number of dimensions or no pixels; the
@@ -49,7 +50,8 @@ def correlate(img: np.ndarray, filt: np.ndarray) -> np.ndarray:
         cells = filt.astype(np.float32).astype(np.float64)
     if not np.isfinite(cells).all():
         raise ValueError('The cells of a filter must be finite in float32.')
-    scale = 2.0 ** min(_FRACTION_BITS, _SUM_BITS - np.frexp(np.abs(cells).sum())[1])
+    exponent = np.frexp(np.abs(cells).sum())[1]
+    scale = 2.0 ** min(_FRACTION_BITS - min(exponent, 0), _SUM_BITS - exponent)
     cells = np.rint(cells * scale)
     height, width = img.shape[:2]
     channels = int(np.prod(img.shape[2:]))

@@ -79,11 +79,18 @@ def read_key(key_file: str | os.PathLike | None = None, key_variable: str | None
         key_variable: Name of the environment variable, ``VITDOWN_UNLEARNABLE_KEY`` by default.
 
     Raises:
-        KeyUnavailableError: Both are given, the file can't be read, the variable is not set, or the
-            key is no good.
+        KeyUnavailableError: Both are given, one is no text, the file can't be read, the variable is
+            not set, or the key is no good.
     """
     if key_file is not None and key_variable is not None:
         raise KeyUnavailableError('Give either a key file or an environment variable, not both.')
+    if not isinstance(key_file, str | os.PathLike | None) or not isinstance(
+        key_variable, str | None
+    ):
+        raise KeyUnavailableError(
+            'Key file and environment variable are named by text, and what was given is none. (It '
+            'is not repeated here, in case it is the key itself.)'
+        )
     if key_file is not None:
         try:
             text = Path(key_file).expanduser().read_text('utf-8-sig')

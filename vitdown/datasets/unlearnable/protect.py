@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,7 +35,7 @@ from .manifest import (
     read_manifest,
     write_manifest,
 )
-from .settings import SAVE_OPTIONS, ProtectionError, Settings, SourceImage, some
+from .settings import LOSSY_FORMATS, SAVE_OPTIONS, ProtectionError, Settings, SourceImage, some
 from .table import TABLE, output_names, table_of
 
 
@@ -41,7 +43,8 @@ from .table import TABLE, output_names, table_of
 class Check:
     """What :func:`verify` found: names of files, each in one of the lists.
 
-    ``matching`` are images; the other lists may have the table, and ``unlisted`` any other file.
+    ``matching`` are images; the other lists may have the table, ``different`` the manifest if it
+    lists more than the images, and ``unlisted`` any other file.
     """
 
     matching: list[str]
@@ -82,45 +85,76 @@ def protect(
 
     Raises:
         ProtectionError: The folder holds other files, or was begun with other images, settings or
-            another key; its manifest is damaged; the table could not tell the classes apart; a
-            label is not below ``num_classes``.
+            another key; another process writes there; its manifest is damaged; the table could not
+            tell the classes apart; a label is not below ``num_classes``.
         CorruptImageError: Images can't be decoded; all others are written first.
     """
     output = Path(output)
     names = output_names(images, settings)
     number = _number_of_classes(images, num_classes)
     filters, chosen = _draw(len(images), number, key, settings)
-    manifest = _begin(contents(images, number, settings), names, output, key)
-    journal = Journal(output, manifest['files'])
+    with _locked(output):
+        manifest = _begin(contents(images, number, settings), names, output, key)
+        journal = Journal(output, manifest['files'])
 
-    def write(index: int) -> dict | None:
-        image, target = images[index], output / names[index]
-        try:
-            pixels = image.read()
-        except CorruptImageError:
-            return None
-        source = pixel_digest(pixels)
-        entry = journal.entries.get(names[index])
-        if entry and entry['source_sha256'] == source and file_digest(target) == entry['sha256']:
+        def write(index: int) -> dict | None:
+            image, target = images[index], output / names[index]
+            try:
+                pixels = image.read()
+            except CorruptImageError:
+                return None
+            source = pixel_digest(pixels)
+            entry = journal.entries.get(names[index])
+            if entry and (entry['source_sha256'], entry['sha256']) == (source, file_digest(target)):
+                return entry
+            content = _encode(pixels, filters[image.label], chosen[index], settings)
+            entry = describe(image, names[index], chosen[index], source, content)
+            # First the journal: an image that it does not know would have to be written again.
+            journal.add(entry)
+            write_atomically(content, target)
             return entry
-        content = _encode(pixels, filters[image.label], chosen[index], settings)
-        entry = describe(image, names[index], chosen[index], source, content)
-        # First the journal: an image that it does not know would have to be written again.
-        journal.add(entry)
-        write_atomically(content, target)
-        return entry
 
-    entries = _in_parallel(write, len(images), workers, progress, 'protecting')
-    bad = [image.name for image, entry in zip(images, entries) if entry is None]
-    if bad:
-        raise CorruptImageError(
-            f'{len(bad)} of {len(images)} images cannot be decoded: {some(bad)}. The others are '
-            f'written; restore these files and run the same command again.'
-        )
-    write_atomically(table_of(images, names), output / TABLE)
-    write_manifest(manifest | dict(files=entries, complete=True), output)
-    journal.path.unlink(missing_ok=True)
+        entries = _in_parallel(write, len(images), workers, progress, 'protecting')
+        bad = [image.name for image, entry in zip(images, entries) if entry is None]
+        if bad:
+            raise CorruptImageError(
+                f'{len(bad)} of {len(images)} images cannot be decoded: {some(bad)}. The others '
+                'are written; restore these files and run the same command again.'
+            )
+        write_atomically(table_of(images, names), output / TABLE)
+        write_manifest(manifest | dict(files=entries, complete=True), output)
+        journal.path.unlink(missing_ok=True)
     return output / MANIFEST
+
+
+def weaknesses(
+    images: Sequence[SourceImage], key: Key, settings: Settings, num_classes: int | None = None
+) -> list[str]:
+    """Why a copy that :func:`protect` writes may be no protection, in words; none is good.
+
+    The arguments are those of :func:`protect`.
+    """
+    filters, _ = _draw(0, _number_of_classes(images, num_classes), key, settings)
+    labels = sorted({image.label for image in images})
+    different = len(np.unique(filters[labels].astype(np.float32), axis=0))
+    found = []
+    if different == 1:
+        found.append('all classes have the same filter, which protects nothing')
+    elif different < len(labels):
+        found.append(
+            f'the {len(labels)} classes have but {different} different filters, which do not tell '
+            'all classes apart; take larger filters or more blur'
+        )
+    if settings.poison_fraction < 1:
+        found.append(
+            'with images that stay as they are (a fraction below 1) there is next to no protection'
+        )
+    if settings.image_format in LOSSY_FORMATS:
+        found.append(
+            f'{settings.image_format} changes pixels after filtering; what that does to the '
+            'protection was never measured'
+        )
+    return found
 
 
 def verify(
@@ -188,14 +222,26 @@ def verify(
         found['missing'].append(TABLE)
     elif (output / TABLE).read_bytes() != table_of(images, names):
         found['different'].append(TABLE)
+    if len(manifest['files']) > len(listed) or listed.keys() - {*names}:
+        found['different'].append(MANIFEST)
     present = {path.relative_to(output).as_posix() for path in all_files(output)}
     return Check(**found, unlisted=sorted(present - {*names, TABLE, MANIFEST}))
 
 
 def all_files(folder: Path) -> list[Path]:
-    """Files below a folder, in order; symbolic links are followed, each folder is read once."""
+    """Files below a folder, in order; symbolic links are followed, each folder is read once.
+
+    Links that lead nowhere and other things that are no folders are there, too.
+
+    Raises:
+        OSError: A folder can't be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     files, seen = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         place = os.path.realpath(root)
         if place in seen:
             folders.clear()
@@ -203,7 +249,7 @@ def all_files(folder: Path) -> list[Path]:
         seen.add(place)
         folders.sort()
         files += [Path(root, name) for name in names]
-    return sorted(path for path in files if path.is_file())
+    return sorted(files)
 
 
 def _number_of_classes(images: Sequence[SourceImage], given: int | None) -> int:
@@ -239,10 +285,29 @@ def _encode(pixels: np.ndarray, filt: np.ndarray, chosen: bool, settings: Settin
     return buffer.getvalue()
 
 
-def _begin(wanted: dict, names: Sequence[str], output: Path, key: Key) -> dict:
-    """The manifest of an earlier call, no longer complete, or a new one in an empty folder."""
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from writing to it until this one ends."""
     if output.is_file():
         raise ProtectionError(f'The output {output} is a file; name a folder.')
+    output.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ProtectionError(
+                f'Another process is writing to {output}; wait for it, or stop it.'
+            ) from None
+        except OSError:
+            pass  # network file systems without locks of folders
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _begin(wanted: dict, names: Sequence[str], output: Path, key: Key) -> dict:
+    """The manifest of an earlier call, no longer complete, or a new one in an empty folder."""
     if (output / MANIFEST).is_file():
         manifest = read_manifest(output)
         check_same(manifest, wanted, key, output)
@@ -254,7 +319,7 @@ def _begin(wanted: dict, names: Sequence[str], output: Path, key: Key) -> dict:
         return manifest
     # A call that was killed early may have left nothing but an unfinished manifest.
     _remove_remains([output], f'.{MANIFEST}.*.tmp')
-    if output.is_dir() and any(output.iterdir()):
+    if any(output.iterdir()):
         raise ProtectionError(
             f'The output folder {output} is not empty and holds no {MANIFEST}; nothing is '
             'overwritten. Name a new folder.'

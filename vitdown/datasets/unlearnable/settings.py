@@ -67,6 +67,8 @@ class Settings:
             check_filter_options(self.kernel_size, self.blur_parameter)
         except ValueError as error:
             raise ProtectionError(str(error)) from None
+        if self.kernel_size == 1:
+            raise ProtectionError('A filter of kernel_size 1 protects nothing; take 3 or more.')
         if not 0 <= self.poison_fraction <= 1:
             raise ProtectionError(f'The fraction must be 0 to 1, got {self.poison_fraction}.')
         if self.image_format not in FORMATS:

@@ -19,7 +19,7 @@ from .settings import ProtectionError, SourceImage
 
 # Options of datasets that change no image
 _FIXED_OPTIONS = (
-    'metainfo', 'data_prefix', 'filter_cfg', 'serialize_data', 'test_mode', 'lazy_init',
+    'metainfo', 'classes', 'data_prefix', 'filter_cfg', 'serialize_data', 'test_mode', 'lazy_init',
     'max_refetch',
 )  # fmt: skip
 
@@ -29,10 +29,11 @@ def class_folder_images(source: str | os.PathLike) -> tuple[list[SourceImage], l
 
     Returns:
         The images, sorted by class and path, and the names of files that were left out because
-        they are no images or lie in no class folder.
+        they are no images, links that lead nowhere or lie in no class folder.
 
     Raises:
         ProtectionError: There is no such folder, or a class has no images.
+        OSError: A folder can't be read.
     """
     source = Path(source)
     if not source.is_dir():
@@ -84,8 +85,8 @@ def dataset_images(
         The images, and the number of classes of the whole dataset.
 
     Raises:
-        ProtectionError: There is no such type, it is one of detection or segmentation, or an option
-            is not free.
+        ProtectionError: There is no such type, it is one of detection or segmentation, an option is
+            not free, or ``indices`` lead to no images.
     """
     kind = DATASETS.get(dataset_type)
     if kind is None or '.' in dataset_type:
@@ -106,7 +107,16 @@ def dataset_images(
             f'The dataset option(s) {", ".join(taken)} cannot be chosen: the training images of '
             'the source that is named are protected, as they are stored. Leave them out.'
         )
-    dataset = DATASETS.build({**options, **fixed})
+    try:
+        dataset = DATASETS.build({**options, **fixed})
+        len(dataset)  # some read their samples only now
+    except (IndexError, TypeError, ValueError) as error:
+        if 'indices' not in options:
+            raise
+        raise ProtectionError(
+            f'{dataset_type} has no images at indices={options["indices"]!r}, which must be a '
+            f'number of images, or a list of their places: {error}.'
+        ) from error
     if is_reid:
         return _reid_images(dataset), dataset.metainfo['num_identities']
     return _classification_images(dataset), len(dataset.metainfo['classes'])
@@ -117,15 +127,18 @@ def check_apart(
 ) -> None:
     """Refuse an output within a folder of originals, or around one, also by way of links.
 
+    Files may be links, too: then the folder of what they lead to has the originals.
+
     Raises:
         ProtectionError: It lies there.
     """
     root, place = Path(os.path.abspath(source)), Path(output).resolve()
-    folders = {Path(os.path.abspath(image.path)).parent for image in images if image.path}
+    files = [Path(os.path.abspath(image.path)) for image in images if image.path]
+    folders = {file.parent for file in files}
     folders |= {parent for folder in folders if folder.is_relative_to(root)
                 for parent in folder.parents if parent.is_relative_to(root)}  # fmt: skip
-    for folder in sorted(folders):
-        real = folder.resolve()
+    originals = {folder.resolve() for folder in folders} | {file.resolve().parent for file in files}
+    for real in sorted(originals):
         if place.is_relative_to(real) or real.is_relative_to(place):
             raise ProtectionError(
                 f'{output} and {real}, which has originals, lie in one another; name an output '
@@ -161,7 +174,6 @@ def _classification_images(dataset: BaseDataset) -> list[SourceImage]:
 
 
 def _reid_images(dataset: ReIDDataset) -> list[SourceImage]:
-    # Loading the samples fills the metainfo.
     number, metainfo = len(dataset), dataset.metainfo
     names = {key: metainfo.get(f'{key}_names') for key in ('identity', 'camera', 'view')}
     images = []
@@ -189,7 +201,7 @@ def _original(number: int, names: Sequence[str] | None) -> int | str:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _name(path: str, root: str) -> str:
@@ -197,6 +209,7 @@ def _name(path: str, root: str) -> str:
     try:
         return Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).as_posix()
     except ValueError:
+        path = os.path.normpath(path)
         parts = [part for part in Path(path).parts if part not in ('..', Path(path).anchor)]
         return Path(*parts).as_posix()
 
