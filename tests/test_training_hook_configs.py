@@ -3,7 +3,6 @@
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -129,7 +128,7 @@ def test_hooks_of_a_recipe_get_ready_in_its_own_scope(name, monkeypatch):
             for hook in cfg.get('custom_hooks') or []
         ]
         own = [hook for hook in hooks if type(hook).__module__.startswith('vitdown')]
-        runner = SimpleNamespace(
+        runner = mock.Mock(
             model=model,
             optim_wrapper=build_optim_wrapper(model, {**cfg.optim_wrapper, 'type': 'OptimWrapper'}),
             hooks=hooks,
@@ -162,7 +161,7 @@ def test_teachers_of_nvits_recipes_see_what_they_were_trained_on(name, monkeypat
     monkeypatch.setattr(teacher, 'input_conversion', compare)
     cfg = load(f'nvit/{name}')
     hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks if hook.type == 'DistillationHook']
-    runner = SimpleNamespace(
+    runner = mock.Mock(
         model=MODELS.build(cfg.model), hooks=hooks, optim_wrapper=mock.Mock(spec=OptimWrapper)
     )
     for hook in hooks:
