@@ -22,7 +22,14 @@ from vitdown.engine.hooks import (
     USKDHook,
     ViTKDHook,
 )
-from vitdown.models.distillation import Recorder, Tap, build_teacher
+from vitdown.models.distillation import (
+    Distiller,
+    FrozenTeacher,
+    Recorder,
+    Tap,
+    build_losses,
+    build_teacher,
+)
 from vitdown.models.distillation.teacher import input_conversion
 from vitdown.models.losses import KDLoss
 from vitdown.models.losses.distillation import nkd_parts
@@ -792,6 +799,78 @@ def test_the_prediction_of_two_classifiers_is_tapped(name):
         expected = model.head(TWO_CLASSIFIERS[name](torch.rand(2, 4)))
     assert len(tap.paths) == 2
     torch.testing.assert_close(recorder['teacher_logits'], expected)
+
+
+class Twice(nn.Module):
+    """A neck that gives one feature as those of two branches."""
+
+    def forward(self, feats):
+        return ([feats[-1], feats[-1]],)
+
+
+def with_head(name: str, **kwargs) -> nn.Module:
+    """A ViT with a head of mmpretrain that is not initialised to 0."""
+    model = build(classifier())
+    channels = [24, 24] if name == 'ConformerHead' else 24
+    options = dict(num_classes=NUM_CLASSES, in_channels=channels, _scope_='mmpretrain')
+    model.head = MODELS.build(dict(type=name, **options, **kwargs))
+    for parameter in model.head.parameters():
+        nn.init.normal_(parameter)
+    if name == 'ConformerHead':
+        model.neck = Twice()
+    return model
+
+
+OTHER_HEADS = {
+    'ArcFaceClsHead': ({}, 'head'),
+    'ConformerHead': (
+        {},
+        dict(module=['head.conv_cls_head', 'head.trans_cls_head'], pool='average'),
+    ),
+    'StackedLinearClsHead': (dict(mid_channels=[NUM_CLASSES]), 'head.layers.1.fc'),
+    'VisionTransformerClsHead': (dict(hidden_dim=NUM_CLASSES), 'head.layers.head'),
+}
+
+
+@pytest.mark.parametrize('name', OTHER_HEADS)
+def test_logits_that_are_not_the_prediction_must_be_named(tmp_path, teacher_file, name):
+    options, tap = OTHER_HEADS[name]
+    with pytest.raises(ValueError, match=f'{name} of .* does not predict .*student_logits='):
+        train(with_head(name, **options), tmp_path / 'auto', [nkd(teacher_file)], epochs=1)
+    model = with_head(name, **options)
+    steps = watch(model)
+    train(model, tmp_path / 'named', [nkd(teacher_file, taps=dict(student_logits=tap))], epochs=1)
+    assert all(step['loss_nkd'] > 0 for step in steps)
+
+
+@pytest.mark.parametrize('name', OTHER_HEADS)
+def test_a_teacher_teaches_what_it_predicts(tmp_path, name):
+    options, tap = OTHER_HEADS[name]
+    teacher = with_head(name, **options).eval()
+
+    def distiller(**taps):
+        losses = build_losses(dict(loss_kd=dict(type='KDLoss')))
+        return Distiller(build(classifier()), losses, FrozenTeacher(teacher), taps)
+
+    images = torch.rand(2, 3, 16, 16)
+    if name == 'ConformerHead':
+        with pytest.raises(ValueError, match='predicts no tensor of logits; name the module'):
+            distiller().record(images)['teacher_logits']
+        logits = sum(teacher(images)) / 2
+        seen = distiller(teacher_logits=tap).record(images)
+    else:
+        logits = teacher(images)
+        seen = distiller().record(images)
+    torch.testing.assert_close(seen['teacher_logits'], logits)
+
+
+def test_the_prediction_is_looked_at_once(tmp_path, teacher_file):
+    model = build(classifier())
+    modes = []
+    model.head.register_forward_hook(lambda head, *_: modes.append(head.training))
+    train(model, tmp_path, [nkd(teacher_file)], epochs=2)
+    assert modes == [True, False, True, True, True]
+    assert model.head.training
 
 
 MIDDLES = {

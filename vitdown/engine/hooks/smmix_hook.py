@@ -207,6 +207,7 @@ class SMMixHook(ModuleHook):
         self._check_losses(model)
         logits = Tap.parse('auto', 'student_logits', model)
         self._taps = dict(logits=logits)
+        self._unchecked = True
         self._classifier = find_module(model, logits.paths[0])
         self._num_classes = self._classifier.out_features
         self._token_head = self._classifier
@@ -296,7 +297,7 @@ class SMMixHook(ModuleHook):
             mixed, scores = self._mix(inputs, samples, target)
         for sample, score in zip(samples, scores):
             sample.set_gt_score(score)
-        self._step.recorder = PatchRecorder(self._probe, self._taps)
+        self._step.recorder = PatchRecorder(self._probe, self._taps, self._unchecked)
         self._step.recorder.__enter__()
         return (), {**call, 'inputs': mixed}
 
@@ -348,6 +349,11 @@ class SMMixHook(ModuleHook):
             step.recorder.__exit__()
         if losses is None:
             return None
+        if self._unchecked and step.recorder is not None:
+            step.recorder.check_prediction(
+                'logits', 'SMMixHook needs a head that predicts what one linear layer gives'
+            )
+            self._unchecked = False
         if step.masks is None:
             # A gradient of 0, so that every step has the same parameters.
             return {

@@ -8,7 +8,7 @@ from .distiller import (
     build_losses,
     check_loss_configs,
 )
-from .taps import Recorder, Tap, find_classifier, find_module
+from .taps import Recorder, Tap, evaluation_mode, find_classifier, find_module
 from .teacher import FrozenTeacher, build_teacher, get_logits
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     'build_losses',
     'build_teacher',
     'check_loss_configs',
+    'evaluation_mode',
     'find_classifier',
     'find_module',
     'get_logits',

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitdown.registry import MODELS
 
 from .taps import Recorder, Tap
-from .teacher import FrozenTeacher
+from .teacher import PREDICTION, FrozenTeacher
 
 
 def batch_target(data_samples: list | None) -> Tensor:
@@ -74,7 +74,8 @@ class Distiller:
         teacher (FrozenTeacher, optional): Needed where a loss asks for it.
         taps (Mapping[str, str | dict], optional): Where to find what the losses want, see
             :meth:`Tap.parse`, e.g. ``dict(student_mid='backbone.layer3')``; ``'auto'`` where
-            nothing is said.
+            nothing is said. Without one ``teacher_logits`` are what the teacher predicts, and the
+            first batch tells whether ``student_logits`` are what the student predicts.
 
     Raises:
         ValueError: If a tap fits no loss or no module, or there is no teacher to tap.
@@ -102,8 +103,13 @@ class Distiller:
         if teacher is None and any(name.startswith('teacher_') for name in names):
             raise ValueError(f'The losses take {", ".join(names)}, but there is no teacher')
         models = dict(student=student, teacher=teacher.model if teacher else None)
+        automatic = {name for name in names if taps.get(name, 'auto') == 'auto'}
+        self._names = names
+        self._unchecked = 'student_logits' in automatic
         self._taps: dict[str, dict[str, Tap]] = dict(student={}, teacher={})
         for name in names:
+            if name == PREDICTION and name in automatic:
+                continue
             side = name.partition('_')[0]
             self._taps[side][name] = Tap.parse(taps.get(name, 'auto'), name, models[side])
         if teacher is not None:
@@ -125,9 +131,11 @@ class Distiller:
             data_samples (list, optional): Cameras, for models that need them.
         """
         teacher = None
-        if self.teacher is not None and self._taps['teacher']:
+        if self.teacher is not None and any(name.startswith('teacher_') for name in self._names):
             teacher = self.teacher.record(self._taps['teacher'], inputs, data_samples)
-        return Observation(self.student, self._taps['student'], len(inputs), teacher)
+        return Observation(
+            self.student, self._taps['student'], len(inputs), teacher, self._unchecked
+        )
 
     def compute(self, seen: 'Observation', data_samples: list | None) -> dict[str, Tensor]:
         """Distillation losses by name.
@@ -135,8 +143,18 @@ class Distiller:
         Args:
             seen (Observation): From :meth:`record`, after the student has run.
             data_samples (list, optional): Labels; scores where images were mixed.
+
+        Raises:
+            ValueError: If the taps do not give what the losses want.
         """
-        values = {name: seen[name] for taps in self._taps.values() for name in taps}
+        if self._unchecked:
+            seen.check_prediction(
+                'student_logits',
+                'name the module that gives the logits, or several, in '
+                'taps=dict(student_logits=...)',
+            )
+            self._unchecked = False
+        values = {name: seen[name] for name in self._names}
         if any('target' in wanted for wanted in self._wanted.values()):
             values['target'] = batch_target(data_samples)
         return {
@@ -193,6 +211,7 @@ class Observation(Recorder):
         taps (Mapping[str, Tap]): What to record of it.
         batch (int): Number of images; further rows belong to a second stream (DCAL's).
         teacher (Recorder, optional): What was recorded of the teacher.
+        watch_head (bool): See :class:`Recorder`.
     """
 
     def __init__(
@@ -201,8 +220,9 @@ class Observation(Recorder):
         taps: Mapping[str, Tap],
         batch: int,
         teacher: Recorder | None = None,
+        watch_head: bool = False,
     ) -> None:
-        super().__init__(student, taps)
+        super().__init__(student, taps, watch_head)
         self._batch = batch
         self._teacher = teacher
 

@@ -1,6 +1,7 @@
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +194,19 @@ class Tap:
         return output
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; afterwards each in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 class Recorder:
     """Records what modules of a model compute while it runs.
 
@@ -202,6 +216,8 @@ class Recorder:
     Args:
         model (nn.Module): The model.
         taps (Mapping[str, Tap]): What to record under which name.
+        watch_head (bool): Record what the head gets, too, for :meth:`check_prediction`. Defaults to
+            False.
 
     Examples:
         >>> import torch
@@ -212,9 +228,11 @@ class Recorder:
         torch.Size([4, 2])
     """
 
-    def __init__(self, model: nn.Module, taps: Mapping[str, Tap]) -> None:
+    def __init__(self, model: nn.Module, taps: Mapping[str, Tap], watch_head: bool = False) -> None:
         self.model = model
         self.taps = taps
+        self._watch_head = watch_head
+        self._feats: tuple = ()
         self._outputs: dict[str, tuple[Tensor, int]] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -222,12 +240,47 @@ class Recorder:
         for path in {path for tap in self.taps.values() for path in tap.paths}:
             module = find_module(self.model, path)
             self._handles.append(module.register_forward_hook(self._keep(path)))
+        if self._watch_head:
+            self._handles.append(self.model.head.register_forward_pre_hook(self._keep_feats))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _keep_feats(self, head: nn.Module, args: tuple) -> None:
+        self._feats = args[:1]
+
+    def check_prediction(self, name: str, remedy: str) -> None:
+        """Check that a tap gives what the head predicts in evaluation mode.
+
+        Needs ``watch_head``. Heads whose ``forward`` did not run are not checked: those of
+        ``ReIdentifier``, and others that learn from parts of their prediction.
+
+        Args:
+            name (str): The tap.
+            remedy (str): What to do otherwise.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if not self._feats:
+            return
+        head, tap = self.model.head, self.taps[name]
+        with torch.no_grad(), evaluation_mode(head), Recorder(self.model, {name: tap}) as again:
+            prediction = head(*self._feats)
+        tapped = again[name]
+        # As near as half precision gets: another layer's logits are far off.
+        if (
+            not isinstance(prediction, Tensor)
+            or prediction.shape != tapped.shape
+            or (prediction - tapped).abs().max() > 1e-2 * prediction.abs().max()
+        ):
+            raise ValueError(
+                f'{type(head).__name__} of {type(self.model).__name__} does not predict what '
+                f'{" and ".join(tap.paths)} gives; {remedy}'
+            )
 
     def _keep(self, path: str) -> Callable[[nn.Module, tuple, Any], None]:
         def keep(module: nn.Module, args: tuple, output: Any) -> None:

@@ -70,6 +70,26 @@ def get_logits(model: nn.Module, inputs: Tensor, data_samples: list | None = Non
     return model(inputs)
 
 
+#: Name of a teacher's prediction among what losses want
+PREDICTION = 'teacher_logits'
+
+
+class TeacherRecorder(Recorder):
+    """Has the model's prediction, too, where no tap is named as it."""
+
+    prediction: object = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name != PREDICTION or name in self.taps:
+            return super().__getitem__(name)
+        if not isinstance(self.prediction, Tensor):
+            raise ValueError(
+                f'{type(self.model).__name__} predicts no tensor of logits; name the module that '
+                f'gives them, or several, in taps=dict({PREDICTION}=...)'
+            )
+        return self.prediction
+
+
 class FrozenTeacher:
     """A network to learn from: no gradients, in evaluation mode, part of no other module.
 
@@ -95,12 +115,13 @@ class FrozenTeacher:
     @torch.no_grad()
     def record(
         self, taps: Mapping[str, Tap], inputs: Tensor, data_samples: list | None = None
-    ) -> Recorder:
-        """Run on the student's normalised inputs, and record."""
+    ) -> TeacherRecorder:
+        """Run on the student's normalised inputs, and record, besides taps, the prediction."""
         if self._convert is not None:
             inputs = self._convert(inputs)
-        with Recorder(self.model, taps) as recorder:
-            get_logits(self.model, inputs, data_samples)
+        recorder = TeacherRecorder(self.model, taps)
+        with recorder:
+            recorder.prediction = get_logits(self.model, inputs, data_samples)
         return recorder
 
 

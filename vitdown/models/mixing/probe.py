@@ -4,7 +4,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from ..distillation import Recorder, Tap, get_logits
+from ..distillation import Recorder, Tap, evaluation_mode, get_logits
 
 ATTENTIONS = ('patch_mean', 'cls')
 
@@ -131,10 +131,13 @@ class PatchRecorder(Recorder):
     Args:
         probe (AttentionProbe): Of the model to record.
         taps (dict[str, Tap]): What else to record.
+        watch_head (bool): See :class:`Recorder`.
     """
 
-    def __init__(self, probe: AttentionProbe, taps: dict[str, Tap]) -> None:
-        super().__init__(probe.model, {**taps, 'tokens': probe.tokens})
+    def __init__(
+        self, probe: AttentionProbe, taps: dict[str, Tap], watch_head: bool = False
+    ) -> None:
+        super().__init__(probe.model, {**taps, 'tokens': probe.tokens}, watch_head)
         self._num_extra_tokens = probe.num_extra_tokens
         self._fusion = getattr(probe.model.backbone, 'token_fusion', None)
         self._states: list = []
@@ -156,19 +159,6 @@ class PatchRecorder(Recorder):
         if self._states:
             tokens = self._states[-1].narrow(batch).spread(tokens)
         return tokens[:, self._num_extra_tokens :]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; afterwards each in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
