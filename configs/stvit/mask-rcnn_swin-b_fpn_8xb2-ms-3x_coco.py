@@ -7,9 +7,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        embed_dims=128,
-        depths=(2, 2, 18, 2),
-        num_heads=(4, 8, 16, 32),
+        arch='base',
         drop_path_rate=0.3,
         init_cfg=dict(
             checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.models.backbones import SwinTransformer as MMDetSwin
+from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
+from vitdown.checkpoint import CheckpointError
 from vitdown.engine.launch import load_config
 from vitdown.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS
 
@@ -29,6 +32,8 @@ def load(name):
 @pytest.mark.parametrize(
     ('name', 'lr', 'weight_decay'),
     [
+        ('mask-rcnn_stvit-r-swin-t_fpn_8xb2-1x_coco', 1e-4, 0.05),
+        ('mask-rcnn_stvit-r-swin-t_fpn_8xb2-ms-3x_coco', 1e-4, 0.05),
         ('cascade-mask-rcnn_stvit-r-swin-t_fpn_8xb2-ms-3x_coco', 1e-4, 0.05),
         ('upernet_stvit-r-swin-t_8xb2-240k_ade20k-512x512', 6e-5, 0.01),
     ],
@@ -105,12 +110,22 @@ def test_learning_rates_in_classification(name):
 
 @pytest.mark.parametrize('size', 'tsb')
 def test_segmentation_recipe(size):
+    """Swin's, for more iterations; the Swin twins train alike."""
     cfg = load(f'upernet_stvit-r-swin-{size}_8xb2-240k_ade20k-512x512')
+    twin = load(f'upernet_swin-{size}_8xb2-240k_ade20k-512x512')
+    for key in (
+        'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'
+    ):  # fmt: skip
+        assert cfg[key] == twin[key]
+    assert_twins(cfg, twin, drop_path_rate=0.3)
     warmup, poly = cfg.param_scheduler
-    assert (warmup.type, warmup.end) == ('LinearLR', 1500)
-    assert (poly.type, poly.power, poly.begin, poly.end) == ('PolyLR', 1.0, 1500, 240_000)
+    assert (warmup.type, warmup.start_factor, warmup.begin, warmup.end, warmup.by_epoch) == (
+        'LinearLR', 1e-6, 0, 1500, False
+    )  # fmt: skip
+    assert (poly.type, poly.power, poly.eta_min, poly.begin, poly.end, poly.by_epoch) == (
+        'PolyLR', 1.0, 0.0, 1500, 240_000, False
+    )  # fmt: skip
     assert cfg.train_cfg.max_iters == 240_000
-    assert cfg.model.backbone.drop_path_rate == 0.3
     assert cfg.model.backbone.pad_mask == 'exact'
     assert cfg.optim_wrapper.optimizer == dict(
         type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01
@@ -118,7 +133,34 @@ def test_segmentation_recipe(size):
     assert cfg.model.decode_head.loss_decode.loss_weight == 1.0
     assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
     assert cfg.train_dataloader.batch_size == 2
-    assert cfg.train_dataloader.dataset.pipeline[3].crop_size == (512, 512)
+    steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert (steps['RandomResize'].scale, steps['RandomResize'].ratio_range) == (
+        (2048, 512), (0.5, 2.0)
+    )  # fmt: skip
+    assert (steps['RandomCrop'].crop_size, steps['RandomCrop'].cat_max_ratio) == ((512, 512), 0.75)
+    assert steps['RandomFlip'].prob == 0.5
+    test = {step['type']: step for step in cfg.test_dataloader.dataset.pipeline}
+    assert test['Resize'].scale == (2048, 512)
+    variants = {variants[0]['type']: variants for variants in cfg.tta_pipeline[-1].transforms}
+    scales = [(1024, 256), (1536, 384), (2048, 512), (2560, 640), (3072, 768), (3584, 896)]
+    assert [step.scale for step in variants['Resize']] == scales
+    # Label 0 is what has no class
+    annotations = (steps, test, {'LoadAnnotations': variants['LoadAnnotations'][0]})
+    assert all(found['LoadAnnotations'].reduce_zero_label for found in annotations)
+    for step in (*cfg.train_dataloader.dataset.pipeline, *cfg.test_dataloader.dataset.pipeline):
+        TRANSFORMS.build(step)
+
+
+def assert_twins(ours, swin, drop_path_rate):
+    """Of one size, one stochastic depth and one head."""
+    backbones = ours.model.backbone, swin.model.backbone
+    assert [backbone.type for backbone in backbones] == [
+        'vitdown.STViTSwin', 'vitdown.SwinTransformer'
+    ]  # fmt: skip
+    assert backbones[0].arch == backbones[1].arch
+    assert [backbone.drop_path_rate for backbone in backbones] == [drop_path_rate] * 2
+    for key in (ours.model.keys() | swin.model.keys()) - {'backbone'}:
+        assert ours.model[key] == swin.model[key], key
 
 
 SCALES = [(side, 1333) for side in range(480, 801, 32)]
@@ -139,8 +181,11 @@ def test_detection_recipe(name, expected, size):
     """Values of the released configs and of Swin's; the Swin twins train alike."""
     cfg = load(name.format(f'stvit-r-swin-{size}'))
     twin = load(name.format(f'swin-{size}'))
-    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'):
+    for key in (
+        'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'
+    ):  # fmt: skip
         assert cfg[key] == twin[key]
+    assert_twins(cfg, twin, drop_path_rate=0.3 if size == 'b' else 0.2)
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
     assert 'clip_grad' not in cfg.optim_wrapper
     assert cfg.optim_wrapper.optimizer == dict(
@@ -148,8 +193,10 @@ def test_detection_recipe(name, expected, size):
     )
     assert cfg.train_cfg.max_epochs == expected['max_epochs']
     warmup, steps = cfg.param_scheduler
-    assert (warmup.type, warmup.start_factor, warmup.end) == ('LinearLR', 0.001, 500)
-    assert (steps.type, steps.gamma) == ('MultiStepLR', 0.1)
+    assert (warmup.type, warmup.start_factor, warmup.begin, warmup.end, warmup.by_epoch) == (
+        'LinearLR', 0.001, 0, 500, False
+    )  # fmt: skip
+    assert (steps.type, steps.gamma, steps.by_epoch) == ('MultiStepLR', 0.1, True)
     assert (steps.milestones, steps.end) == (expected['milestones'], expected['max_epochs'])
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.auto_scale_lr.base_batch_size == 16
@@ -203,21 +250,57 @@ def official_swin(weights):
 
 
 @pytest.mark.parametrize(('size', 'name'), [('t', 'tiny'), ('s', 'small'), ('b', 'base')])
-def test_the_swin_baselines_of_upernet_start_from_official_weights(tmp_path, size, name):
-    cfg = load(f'upernet_swin-{size}_8xb2-240k_ade20k-512x512').model.backbone
-    assert cfg.init_cfg.checkpoint.endswith(f'/swin_{name}_patch4_window7_224.pth')
-    cfg.update(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 4])
-    cfg.init_cfg.checkpoint = str(tmp_path / 'swin.pth')
-    source, model = MODELS.build(cfg), MODELS.build(cfg)
-    weights = {key: torch.rand_like(v.float()) for key, v in source.state_dict().items()}
+@pytest.mark.parametrize(
+    'config',
+    [
+        'upernet_swin-{}_8xb2-240k_ade20k-512x512',
+        'mask-rcnn_swin-{}_fpn_8xb2-1x_coco',
+        'mask-rcnn_swin-{}_fpn_8xb2-ms-3x_coco',
+        'cascade-mask-rcnn_swin-{}_fpn_8xb2-ms-3x_coco',
+    ],
+)
+def test_the_swin_baselines_name_official_weights_of_their_size(config, size, name):
+    backbone = load(config.format(size)).model.backbone
+    assert backbone.arch == name
+    assert backbone.init_cfg.checkpoint.endswith(f'/swin_{name}_patch4_window7_224.pth')
+
+
+@pytest.mark.parametrize(
+    'config', ['upernet_swin-t_8xb2-240k_ade20k-512x512', 'mask-rcnn_swin-t_fpn_8xb2-1x_coco',
+               'cascade-mask-rcnn_swin-t_fpn_8xb2-ms-3x_coco'],
+)  # fmt: skip
+def test_the_swin_baselines_load_official_weights_and_no_others(tmp_path, config):
+    """As MMDetection's Swin converts them, which takes files that do not fit in silence."""
+    arch = dict(embed_dims=8, depths=[1, 2, 1, 1], num_heads=[1, 1, 2, 4])
+    path = tmp_path / 'swin.pth'
+    expected = MMDetSwin(**arch, convert_weights=True, init_cfg=ConfigDict(checkpoint=str(path)))
+    weights = {key: torch.rand_like(v.float()) for key, v in expected.state_dict().items()}
     weights = {k: v for k, v in weights.items() if not re.match(r'norm\d|.*position_index', k)}
-    torch.save({'model': official_swin(weights)}, cfg.init_cfg.checkpoint)
-    model.init_weights()
-    loaded = model.state_dict()
-    for key, value in weights.items():
-        # Patch merging has its channels in another order
-        same = sorted if 'downsample' in key else list
-        assert same(loaded[key].flatten().tolist()) == same(value.flatten().tolist()), key
+    official = official_swin(weights) | {
+        'norm.weight': torch.ones(64),
+        'norm.bias': torch.zeros(64),
+        'head.weight': torch.rand(5, 64),
+        'head.bias': torch.rand(5),
+        'layers.1.blocks.1.attn_mask': torch.rand(4, 49, 49),
+    }
+    torch.save({'model': official}, path)
+    cfg = load(config).model.backbone
+    cfg.arch, cfg.init_cfg.checkpoint = arch, str(path)
+    model = MODELS.build(cfg)
+    for backbone in (model, expected):
+        backbone.init_weights()
+        backbone.eval()
+    with torch.no_grad():
+        image = torch.rand(1, 3, 70, 118)
+        for out, reference in zip(model(image), expected(image), strict=True):
+            torch.testing.assert_close(out, reference)
+    del official['layers.2.blocks.0.norm1.bias']
+    torch.save({'model': official}, path)
+    with pytest.raises(CheckpointError, match='missing: stages.2.blocks.0.norm1.bias'):
+        model.init_weights()
+    torch.save({'model': {'blocks.0.norm1.bias': torch.rand(8)}}, path)
+    with pytest.raises(ValueError, match='Swin format has no weights blocks.0.norm1.bias'):
+        model.init_weights()
 
 
 @pytest.mark.parametrize(('size', 'rate'), [('t', 0.2), ('s', 0.3), ('b', 0.4)])
@@ -228,10 +311,6 @@ def test_classification_drop_path(size, rate):
 @pytest.mark.parametrize('size', 'tsb')
 def test_cascade_recipe(size):
     ours = load(f'cascade-mask-rcnn_stvit-r-swin-{size}_fpn_8xb2-ms-3x_coco')
-    swin = load(f'cascade-mask-rcnn_swin-{size}_fpn_8xb2-ms-3x_coco')
-    for key in ('neck', 'rpn_head', 'roi_head', 'train_cfg', 'test_cfg', 'data_preprocessor'):
-        assert ours.model[key] == swin.model[key]
-    assert ours.model.backbone.drop_path_rate == (0.3 if size == 'b' else 0.2)
     heads = ours.model.roi_head.bbox_head
     assert [head.loss_bbox for head in heads] == [dict(type='GIoULoss', loss_weight=10.0)] * 3
     assert [head.norm_cfg.type for head in heads] == ['SyncBN'] * 3

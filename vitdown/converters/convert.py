@@ -49,6 +49,7 @@ CONVERTERS: dict[str, Converter] = {
     't2t': convert_t2t,
     'lv-vit': convert_lv_vit,
     'stvit': convert_stvit,
+    'swin': convert_stvit,
     'transreid': convert_transreid,
 }
 EXPORTERS: dict[str, Converter] = {
@@ -67,6 +68,7 @@ EXPORTERS: dict[str, Converter] = {
     't2t': export_t2t,
     'lv-vit': export_lv_vit,
     'stvit': export_stvit,
+    'swin': export_stvit,
     'transreid': export_transreid,
 }
 

@@ -33,6 +33,8 @@ SEMANTIC_BLOCK: list[NamePair] = [
 # Semantic blocks are called "semantic" while names are translated, since both kinds of blocks
 # have norms and MLPs.
 _BACKBONE: list[NamePair] = [
+    ('patch_embed.proj.{p}', 'patch_embed.projection.{p}'),  # of Swin itself
+    ('patch_embed.norm.{p}', 'patch_embed.norm.{p}'),
     ('patch_embed.proj.0.c.{p}', 'patch_embed.projection.0.conv.{p}'),
     ('patch_embed.proj.0.bn.{p}', 'patch_embed.projection.0.bn.{p}'),
     ('patch_embed.proj.2.c.{p}', 'patch_embed.projection.1.conv.{p}'),
@@ -54,7 +56,7 @@ _RECOMPUTED = re.compile(r'\.(attn_mask|relative_position_index)$')
 
 
 def convert_stvit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """STViT-R's classification and detection checkpoints.
+    """STViT-R's classification and detection checkpoints, and those of Swin that it builds on.
 
     Queries, keys and values become one projection, and patch merging gets the channel order of
     MMCV's. Heads of detectors keep their names, which MMDetection still uses.
@@ -86,10 +88,10 @@ def _rename(state_dict: Mapping[str, Tensor], reverse: bool = False) -> dict[str
 def _rename_marked(state_dict: Mapping[str, Tensor], reverse: bool) -> dict[str, Tensor]:
     names_of_stages = r'backbone\.norm[012]\.' if reverse else r'backbone\.'
     if not any(re.match(names_of_stages, key) for key in state_dict):
-        return rename(state_dict, _CLASSIFIER, 'STViT', reverse)
+        return rename(state_dict, _CLASSIFIER, 'STViT or Swin', reverse)
     backbone = {k: v for k, v in state_dict.items() if k.startswith('backbone.')}
     others = {k: v for k, v in state_dict.items() if not k.startswith('backbone.')}
-    return {**rename(backbone, _DETECTOR_BACKBONE, 'STViT', reverse), **others}
+    return {**rename(backbone, _DETECTOR_BACKBONE, 'STViT or Swin', reverse), **others}
 
 
 def _mark_semantic_blocks(state_dict: Mapping[str, Tensor], sign: str) -> dict[str, Tensor]:

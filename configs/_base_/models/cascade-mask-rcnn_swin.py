@@ -26,17 +26,16 @@ box_heads = [
 model = dict(
     backbone=dict(
         _delete_=True,
-        type='SwinTransformer',
-        embed_dims=96,
-        depths=(2, 2, 6, 2),
-        num_heads=(3, 6, 12, 24),
-        drop_path_rate=0.2,
+        type='vitdown.SwinTransformer',
+        arch='tiny',
         out_indices=(0, 1, 2, 3),
-        convert_weights=True,
+        pad_small_map=True,
+        drop_path_rate=0.2,
         init_cfg=dict(
             type='Pretrained',
             checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'
             'swin_tiny_patch4_window7_224.pth',
+            source='swin',
         ),
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),

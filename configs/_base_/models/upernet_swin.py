@@ -14,16 +14,16 @@ model = dict(
     ),
     backbone=dict(
         # MMDetection's reads the official weights as they are, MMSegmentation's does not.
-        type='mmdet.SwinTransformer',
-        embed_dims=96,
-        depths=[2, 2, 6, 2],
-        num_heads=[3, 6, 12, 24],
+        type='vitdown.SwinTransformer',
+        arch='tiny',
+        out_indices=(0, 1, 2, 3),
+        pad_small_map=True,
         drop_path_rate=0.3,
-        convert_weights=True,
         init_cfg=dict(
             type='Pretrained',
             checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'
             'swin_tiny_patch4_window7_224.pth',
+            source='swin',
         ),
     ),
     decode_head=dict(

@@ -6,6 +6,7 @@ from mmpretrain.models.backbones import SwinTransformer as MMPretrainSwinTransfo
 from vitdown.registry import MODELS
 
 from ..option_checks import check_flags, refuse_token_fusion
+from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .stvit_stages import ConvStem
 
@@ -13,7 +14,7 @@ from .stvit_stages import ConvStem
 @MODELS.register_module()
 @quantizable
 class SwinTransformer(MMPretrainSwinTransformer):
-    """mmpretrain's ``SwinTransformer`` that can be quantized.
+    """mmpretrain's ``SwinTransformer`` that can be quantized and refuses weights that do not fit.
 
     Args:
         img_size (int | tuple[int, int]): Usual input size ``(H, W)``.
@@ -21,6 +22,8 @@ class SwinTransformer(MMPretrainSwinTransformer):
             :class:`STViTSwin`: what to compare that with. Defaults to False.
         quant_cfg (dict, optional): See :func:`vitdown.models.quantization.convert`.
         token_fusion (None): Refused.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=..., source=...)`` loads
+            weights, see :func:`load_pretrained`; output norms may be missing.
         **kwargs: Other arguments of mmpretrain's class.
     """
 
@@ -38,3 +41,12 @@ class SwinTransformer(MMPretrainSwinTransformer):
         self.img_size = to_2tuple(img_size)
         if conv_stem:
             self.patch_embed = ConvStem(self.embed_dims, kwargs.get('in_channels', 3))
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of ``init_cfg``, else initialise as mmpretrain."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+            options = {k: v for k, v in self.init_cfg.items() if k != 'type'}
+            own = [r'^norm\d\.', r'\.relative_position_index$']
+            load_pretrained(self, **options, optional=own)
+        else:
+            super().init_weights()
