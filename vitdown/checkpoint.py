@@ -199,10 +199,17 @@ def check_fit(
         if keys
     ]
     if problems:
-        raise CheckpointError(
-            f'{name} does not fit {type(model).__name__}: {"; ".join(problems)}. Is it a '
-            'checkpoint of this config? Weights of other code bases need '
+        advice = (
+            'Is it a checkpoint of this config? Weights of other code bases need '
             'tools/model_converters/convert.py.'
+        )
+        if any(key.startswith('distill_losses.') for key in unexpected):
+            advice = (
+                "It is a DistilledClassifier's: tools/model_converters/convert.py cls_kd FILE OUT "
+                'writes its student alone.'
+            )
+        raise CheckpointError(
+            f'{name} does not fit {type(model).__name__}: {"; ".join(problems)}. {advice}'
         )
 
 

@@ -12,6 +12,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from vitdown.checkpoint import CheckpointError, load_checkpoint_file
+from vitdown.converters import convert_state_dict
 from vitdown.engine.hooks import (
     DistillationHook,
     DKDHook,
@@ -33,6 +34,7 @@ from vitdown.models.distillation import (
 from vitdown.models.distillation.teacher import input_conversion
 from vitdown.models.losses import KDLoss
 from vitdown.models.losses.distillation import nkd_parts
+from vitdown.models.pretrained import load_pretrained
 from vitdown.registry import MODELS
 
 from .classification import (
@@ -363,6 +365,50 @@ def test_wrapper_trains_resumes_and_keeps_its_teacher(tmp_path, teacher_file):
     assert [set(step) for step in stopped] == 2 * [{'loss', 'loss_nkd'}] + 2 * [{'loss'}]
 
 
+def test_student_of_a_wrapper_alone(tmp_path):
+    """Its checkpoint holds the losses' weights, which the student does not take."""
+    losses = dict(loss_uskd=dict(type='USKDLoss', in_channels=24, num_classes=NUM_CLASSES))
+    wrapper = build(dict(type='DistilledClassifier', student=classifier(), distill_losses=losses))
+    train(wrapper, tmp_path, [], epochs=1)
+    file = tmp_path / 'epoch_1.pth'
+    student = build(classifier(), seed=4)
+    with pytest.raises(CheckpointError, match='convert.py cls_kd FILE OUT writes its student'):
+        load_pretrained(student, str(file), prefix=None)
+    weights = convert_state_dict(load_checkpoint_file(file)['state_dict'], 'cls_kd')
+    assert weights.keys() == student.state_dict().keys()
+    load_pretrained(student, str(file), 'cls_kd', prefix=None)
+    for key, value in wrapper.student.state_dict().items():
+        assert torch.equal(student.state_dict()[key], value), key
+
+
+def test_a_wrapper_normalises_for_its_student(teacher_file):
+    """Which is whom teachers' images are converted from, and SMMix asks for other mixings."""
+    options = dict(
+        type='mmpretrain.ClsDataPreprocessor',
+        num_classes=NUM_CLASSES,
+        mean=[1.0, 2.0, 3.0],
+        std=[2.0, 4.0, 5.0],
+        batch_augments=dict(augments=[dict(type='mmpretrain.Mixup', alpha=0.8)]),
+    )
+    teacher = dict(cnn(6), data_preprocessor={**options, 'std': [1.0, 1.0, 1.0]})
+    config = dict(
+        type='DistilledClassifier',
+        student=cnn(),
+        distill_losses=dict(loss_kd=dict(type='KDLoss')),
+        teacher=teacher,
+        teacher_checkpoint=teacher_file,
+        data_preprocessor=options,
+    )
+    model = build(config)
+    seen = []
+    model.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    images = torch.rand(2, 3, 16, 16)
+    model._distiller.record(images)
+    torch.testing.assert_close(seen[0], images * torch.tensor(options['std']).view(3, 1, 1))
+    with pytest.raises(ValueError, match='remove batch_augments'):
+        SMMixHook().prepare(build({**config, 'student': classifier()}))
+
+
 def test_reidentifiers_learn_from_reidentifiers(tmp_path):
     model = build(reidentifier())
     steps = watch(model)
@@ -497,6 +543,11 @@ def test_gradient_accumulation_and_averaging(tmp_path, teacher_file, counts):
     assert torch.equal(checkpoint['loss_uskd']['loss_uskd.fc.weight'], hook.weight)
 
 
+def validation() -> dict:
+    loader = dict(dataset=Images(), batch_size=6, sampler=dict(type='DefaultSampler'))
+    return dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=Evaluator([]))
+
+
 class Validation(Hook):
     """Keeps the weights of model and average around a validation, and saves during it."""
 
@@ -533,14 +584,7 @@ def test_averages_are_validated(tmp_path, name, update_buffers):
     config, hook = make[name]()
     average = EMAHook(update_buffers=update_buffers, momentum=0.3)
     look = Validation(average)
-    loader = dict(
-        dataset=Images(),
-        batch_size=6,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-    )
-    options = dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=Evaluator([]))
-    train(build(config), tmp_path, [average, hook, look], **options)
+    train(build(config), tmp_path, [average, hook, look], **validation())
     _, (own, mean), (seen, rest), (back, again) = look.kept[:4]
     brought = own.keys() - mean.keys()
     assert {key.split('.')[0] for key in brought} == {
@@ -631,8 +675,7 @@ def test_failed_training_leaves_the_model_as_it_was(tmp_path, teacher_file, mome
     if moment == 'resume':
         options.update(resume=True)
     if moment == 'validation':
-        loader = dict(dataset=Images(), batch_size=6, sampler=dict(type='DefaultSampler'))
-        options.update(val_dataloader=loader, val_cfg=dict(), val_evaluator=Evaluator([]))
+        options.update(validation())
     hooks = [SMMixHook(), nkd(teacher_file), dict(type='USKDHook'), Fail()]
     with pytest.raises(KeyboardInterrupt):
         train(model, tmp_path, hooks, **options)
@@ -948,9 +991,8 @@ def test_testing_needs_no_teacher(tmp_path):
     """The config of a training with a teacher that is not here any more still evaluates."""
     model = build(classifier())
     hook = NKDHook(cnn(6), 'gone.pth')
-    runner = make_runner(model, tmp_path, [hook])
-    assert isinstance(runner, Runner)
-    hook.before_run(runner)
+    runner = make_runner(model, tmp_path, [hook], **validation())
+    assert runner.val() == {}
     assert not model._forward_hooks
 
 

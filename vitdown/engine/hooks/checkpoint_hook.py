@@ -83,7 +83,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
         super().after_val_epoch(runner, metrics)
-        if isinstance(self.file_backend, _DeferredRemoval):
+        # Which there is in a training only.
+        if isinstance(getattr(self, 'file_backend', None), _DeferredRemoval):
             self._remove_outdated()
 
     def _remove_outdated(self) -> None:
