@@ -8,7 +8,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vitdown.engine.hooks import NKDHook, SMMixHook, TokenConsistencyHook, USKDHook
+from vitdown.engine.hooks import (
+    NKDHook,
+    SMMixHook,
+    StopDistillHook,
+    TokenConsistencyHook,
+    USKDHook,
+    ViTKDHook,
+)
 
 from .classification import build, classifier, cnn, train, vit_backbone, watch
 
@@ -25,6 +32,8 @@ def make_hooks(names: list[str]) -> list:
         'nkd': lambda: NKDHook(build(cnn(6), seed=1)),
         'uskd': lambda: USKDHook(alpha=0.0, beta=0.0, mu=1.0),
         'smmix': SMMixHook,
+        'stop': lambda: StopDistillHook(1),
+        'vitkd': lambda: ViTKDHook(build(classifier(), seed=1), teacher_dims=24),
         'consistency': lambda: TokenConsistencyHook(r_max=5),
     }
     return [make[name]() for name in names]
@@ -44,7 +53,7 @@ def run(names: list[str], folder: str, batch_size: int, epochs: int, **kwargs) -
 
     model.backbone.override_fusion = note
     for hook in hooks:
-        if isinstance(hook, (NKDHook, TokenConsistencyHook)):
+        if isinstance(hook, (NKDHook, TokenConsistencyHook, StopDistillHook)):
             continue
         after = hook.after_train
 
@@ -99,9 +108,10 @@ def test_two_halves_learn_what_the_whole_batch_teaches(tmp_path):
 
 
 def test_processes_mix_alike_and_stay_equal(tmp_path):
+    """Also where two hooks with parameters stop: every parameter has a gradient in every step."""
     first, second = run_two(
         tmp_path,
-        ['smmix', 'uskd'],
+        ['smmix', 'uskd', 'vitkd', 'stop'],
         batch_size=2,
         epochs=3,
         seed=3,
@@ -111,7 +121,11 @@ def test_processes_mix_alike_and_stay_equal(tmp_path):
     assert kinds[0] == kinds[1]
     assert len(set(kinds[0])) == 2
     assert first['steps'] != second['steps']
-    assert {key.split('.')[0] for key in first['weights']} >= {'smmix_token_head', 'loss_uskd'}
+    brought = {key.split('.')[0] for key in first['weights']}
+    assert brought >= {'smmix_token_head', 'loss_uskd', 'loss_vitkd'}
+    stopped = ['loss_stopped' in step for step in first['steps']]
+    assert stopped == ['loss_uskd' not in step for step in first['steps']]
+    assert len(set(stopped)) == 2
     for key, value in first['weights'].items():
         assert torch.equal(second['weights'][key], value), key
 
