@@ -597,9 +597,10 @@ def test_what_protects_nothing_comes_with_a_warning(tool, tmp_path, monkeypatch,
 
 
 def test_one_class_alone_is_not_protected():
-    assert weaknesses(grey_images(2), Key(SECRET), Settings()) == [
-        'all classes have the same filter, which protects nothing'
-    ]
+    for num_classes in (None, 3):  # of the whole dataset, of which these are a part
+        assert weaknesses(grey_images(2), Key(SECRET), Settings(), num_classes) == [
+            'all classes have the same filter, which protects nothing'
+        ]
 
 
 def test_files_that_are_no_images_are_named(tool, photos, tmp_path, key_file):
