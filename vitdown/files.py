@@ -28,6 +28,18 @@ def write_atomically(content: bytes, path: str | os.PathLike) -> None:
     sync(path.parent)
 
 
+def check_folder(path: str | os.PathLike) -> None:
+    """Check that a path is a folder, or that one can be made there.
+
+    Raises:
+        NotADirectoryError: If the path or one above it is a file.
+    """
+    path = Path(path)
+    for place in (path, *path.parents):
+        if place.is_file():
+            raise NotADirectoryError(f'{place} is a file; name a folder')
+
+
 def sync(path: str | os.PathLike) -> None:
     """Force a file, or the entries of a directory, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -289,6 +289,21 @@ def damage(pack):
         (spoil(lambda c: c['annotations'][0].pop('image_id')), r'annotations\[0\] has no image_id'),
         (spoil(lambda c: c['annotations'][0].pop('bbox')), r'annotations\[0\] has no bbox'),
         (spoil(lambda c: c['images'][1].update(id=0)), 'val.json: images has the id 0 twice'),
+        (spoil(lambda c: c['images'][1].update(id=[1])), r'images\[1\]: id must be .* got \[1\]'),
+        (spoil(lambda c: c['images'][0].pop('width')), r'images\[0\] has no width'),
+        (
+            spoil(lambda c: c['images'][0].update(height=None)),
+            r'images\[0\]: height must be a number of pixels, got None',
+        ),
+        (spoil(lambda c: c['categories'][0].pop('name')), r'categories\[0\] has no name'),
+        (spoil(lambda c: c['annotations'][0].pop('area')), r'annotations\[0\] has no area'),
+        *(
+            (
+                spoil(lambda c, box=box: c['annotations'][1].update(bbox=box)),
+                r'annotations\[1\]: bbox must be four numbers, got',
+            )
+            for box in (None, [3.0], [0, 0, 5, '5'], [0, 0, 5, float('nan')])
+        ),
         (damage, 'images.zip: train/1.jpg is damaged'),
         (lambda pack: (pack / 'val.json').write_text('{"images": ['), 'val.json is no JSON file'),
         (lambda pack: (pack / 'val.json').write_text('{}'), 'val.json has no list of images'),
@@ -297,8 +312,9 @@ def damage(pack):
         (lambda pack: (pack / 'images.zip').unlink(), 'needs images.zip and at least one'),
     ],
     ids=[
-        'image', 'file name', 'no object', 'owner', 'box', 'twice', 'damaged', 'json', 'keys',
-        'list', 'zip', 'no zip',
+        'image', 'file name', 'no object', 'owner', 'box', 'twice', 'list as id', 'width', 'height',
+        'category', 'area', 'null', 'one', 'text', 'nan', 'damaged', 'json', 'keys', 'list', 'zip',
+        'no zip',
     ],
 )  # fmt: skip
 def test_a_broken_pack_is_refused(nuclei_pack, tmp_path, monkeypatch, spoil, message):
@@ -311,12 +327,16 @@ def test_a_broken_pack_is_refused(nuclei_pack, tmp_path, monkeypatch, spoil, mes
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_file_is_no_destination(nuclei_pack, tmp_path, monkeypatch):
-    (tmp_path / 'out').write_text('notes')
-    monkeypatch.setattr(sys, 'argv', ['tool', str(nuclei_pack), str(tmp_path / 'out')])
-    with pytest.raises(ConfigError, match='out is a file; name a folder'):
-        unpack_coco.main()
-    assert (tmp_path / 'out').read_text() == 'notes'
+@pytest.mark.parametrize('below', ['', 'part/images'])
+def test_a_file_is_no_destination(nuclei_pack, tmp_path, monkeypatch, below):
+    out, camvid = tmp_path / 'out', tmp_path / 'camvid.npz'
+    out.write_text('notes')
+    np.savez(camvid, **camvid_pack())
+    for tool, pack in ((unpack_coco, nuclei_pack), (unpack_camvid, camvid)):
+        monkeypatch.setattr(sys, 'argv', ['tool', str(pack), str(out / below)])
+        with pytest.raises(NotADirectoryError, match='out is a file; name a folder'):
+            tool.main()
+    assert out.read_text() == 'notes'
 
 
 def test_another_file_than_camvids_is_refused(tmp_path, monkeypatch):
@@ -347,16 +367,31 @@ def camvid_pack():
 
 
 @pytest.mark.parametrize(
-    ('key', 'keep', 'message'),
+    ('key', 'change', 'message'),
     [
-        ('val_offsets', 2, 'val_offsets has 2 entries; 2 images need 3'),
-        ('test_masks', 1, 'test_masks has 1 entries; 2 images need 2'),
-        ('train_jpeg', 10, 'train_jpeg has 10 bytes, not'),
+        ('val_offsets', lambda a: a[:2], 'val_offsets has 2 entries; 2 images need 3'),
+        ('test_masks', lambda a: a[:1], 'test_masks has 1 entries; 2 images need 2'),
+        ('train_jpeg', lambda a: a[:10], 'train_jpeg has 10 bytes, not'),
+        ('val_offsets', lambda a: a[[0, 2, 2]], 'val_offsets must begin at 0 and grow'),
+        ('val_offsets', lambda a: a[[0, 2, 2]] + [0, 1, 0], 'val_offsets must begin at 0 and grow'),
+        ('val_offsets', lambda a: a + [1, 0, 0], 'val_offsets must begin at 0 and grow'),
+        ('val_offsets', lambda a: a / 1, 'val_offsets must have 1 dim.* whole numbers, .* float64'),
+        ('test_masks', lambda a: a + 66, 'test_masks has labels from 6. to 77, class_names has 12'),
+        ('test_masks', lambda a: a.astype(int) - 1, 'test_masks has labels from -1 to 10'),
+        ('test_masks', lambda a: a[0], 'test_masks must have 3 dim.* got 2 of uint8'),
+        (
+            'val_names',
+            lambda _: np.array(['a.png', 'a.jpg']),
+            'val_names has two images for one file: a.png, a.jpg',
+        ),
+        ('val_names', lambda _: np.array('a'), r'val_names must have 1 dimension\(s\) of names'),
+        ('val_names', lambda _: np.array(['a', 2], object), 'val_names is damaged or no plain'),
+        ('class_names', lambda a: a[::-1], 'last of class_names must be "unlabelled"'),
     ],
 )
-def test_short_arrays_of_camvid_are_refused(tmp_path, monkeypatch, key, keep, message):
+def test_arrays_of_camvid_that_do_not_fit_are_refused(tmp_path, monkeypatch, key, change, message):
     pack = camvid_pack()
-    np.savez(tmp_path / 'camvid.npz', **{**pack, key: pack[key][:keep]})
+    np.savez(tmp_path / 'camvid.npz', **{**pack, key: change(pack[key])})
     monkeypatch.setattr(sys, 'argv', ['tool', str(tmp_path / 'camvid.npz'), str(tmp_path / 'out')])
     with pytest.raises(ConfigError, match=message):
         unpack_camvid.main()

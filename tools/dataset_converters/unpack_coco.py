@@ -8,13 +8,36 @@ the images and copies of the JSON files, the layout that configs/stvit reads.
 
 import argparse
 import json
+import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vitdown.engine.launch import ConfigError, run_tool
-from vitdown.files import write_atomically
+from vitdown.files import check_folder, write_atomically
+
+
+def is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+# What a value must be, and whether it is
+Kind = tuple[str, Callable[[object], bool]]
+ID: Kind = 'a number or a text', lambda value: type(value) in (int, str)
+TEXT: Kind = 'a text', lambda value: isinstance(value, str)
+LENGTH: Kind = 'a number of pixels', lambda value: type(value) is int and value > 0
+NUMBER: Kind = 'a number', is_number
+BOX: Kind = (
+    'four numbers',
+    lambda value: isinstance(value, list) and len(value) == 4 and all(map(is_number, value)),
+)
+# What MMDetection reads of each record
+FIELDS: dict[str, dict[str, Kind]] = dict(
+    images=dict(id=ID, file_name=TEXT, height=LENGTH, width=LENGTH),
+    categories=dict(id=ID, name=TEXT),
+    annotations=dict(id=ID, image_id=ID, category_id=ID, area=NUMBER, bbox=BOX),
+)
 
 
 def read_part(path: Path) -> dict:
@@ -27,39 +50,36 @@ def read_part(path: Path) -> dict:
         annotations = json.loads(path.read_bytes())
     except ValueError as error:
         raise ConfigError(f'{path} is no JSON file: {error}') from None
-    for key in ('images', 'categories', 'annotations'):
+    for key in FIELDS:
         if not isinstance(annotations, dict) or not isinstance(annotations.get(key), list):
             raise ConfigError(f'{path} has no list of {key}, which COCO annotations have')
     return annotations
 
 
-def check_fields(record: object, fields: Sequence[str], where: str) -> None:
+def check_fields(record: object, fields: Mapping[str, Kind], where: str) -> None:
     """Check that a record is an object with these fields.
 
     Raises:
-        ConfigError: If it is none, or lacks one.
+        ConfigError: If it is none, lacks one or has one of another kind.
     """
     if not isinstance(record, dict):
         raise ConfigError(f'{where} is {record!r}, not an object')
-    for field in fields:
+    for field, (kind, fits) in fields.items():
         if field not in record:
             raise ConfigError(f'{where} has no {field}')
+        if not fits(record[field]):
+            raise ConfigError(f'{where}: {field} must be {kind}, got {record[field]!r}')
 
 
 def check_part(annotations: dict, names: set[str], part: str) -> tuple[int, int]:
     """Number of images and annotations of a part.
 
     Raises:
-        ConfigError: If fields are missing, ids occur twice, images are missing in the archive, or
-            annotations belong to no image or category.
+        ConfigError: If fields are missing or of another kind, ids occur twice, images are missing
+            in the archive, or annotations belong to no image or category.
     """
-    fields = dict(
-        images=('id', 'file_name'),
-        categories=('id',),
-        annotations=('id', 'image_id', 'category_id', 'bbox'),
-    )
     ids: dict[str, set] = {}
-    for kind, required in fields.items():
+    for kind, required in FIELDS.items():
         ids[kind] = set()
         for i, record in enumerate(annotations[kind]):
             check_fields(record, required, f'{part}: {kind}[{i}]')
@@ -99,8 +119,7 @@ def main() -> None:
         raise ConfigError(f'{args.pack} needs images.zip and at least one .json file')
     if not zipfile.is_zipfile(images):
         raise ConfigError(f'{images} is no zip file')
-    if args.destination.is_file():
-        raise ConfigError(f'{args.destination} is a file; name a folder')
+    check_folder(args.destination)
     with zipfile.ZipFile(images) as archive:
         names = set(archive.namelist())
         # Nothing is written unless all parts are right.
