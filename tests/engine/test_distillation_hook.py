@@ -886,6 +886,21 @@ def test_logits_that_are_not_the_prediction_must_be_named(tmp_path, teacher_file
     assert all(step['loss_nkd'] > 0 for step in steps)
 
 
+def test_a_classifier_within_or_other_than_linear(tmp_path):
+    """The weak classifier trains like a linear layer in the module that is named, if there is."""
+    taps = dict(student_logits='head')
+    model = with_head('ArcFaceClsHead')
+    train(model, tmp_path / 'within', [USKDHook(taps=taps)], epochs=1)
+    model = build(classifier())
+    model.head.fc = nn.Sequential(nn.Unflatten(1, (24, 1)), nn.Conv1d(24, 6, 1), nn.Flatten())
+    taps = dict(student_logits='head.fc')
+    with pytest.raises(ValueError, match='Set num_classes in USKDHook'):
+        train(model, tmp_path / 'conv', [USKDHook(taps=taps)], epochs=1)
+    steps = watch(model)
+    train(model, tmp_path / 'conv', [USKDHook(num_classes=6, taps=taps)], epochs=1)
+    assert len(steps) == 2
+
+
 @pytest.mark.parametrize('name', OTHER_HEADS)
 def test_a_teacher_teaches_what_it_predicts(tmp_path, name):
     options, tap = OTHER_HEADS[name]

@@ -89,7 +89,8 @@ class AttachedModule:
 
         Args:
             runner (Runner): Its optimizer is built and its checkpoint not yet loaded.
-            like (nn.Module): Layer of the model whose weight and bias show how to train.
+            like (nn.Module): Layer of the model whose weight and bias show how to train; without
+                them it is as the optimizer's first group does.
 
         Raises:
             ValueError: If the model has an attribute of this name, or is wrapped by something that
@@ -106,7 +107,8 @@ class AttachedModule:
         groups = runner.optim_wrapper.param_groups
         for own in self.module.parameters():
             vector = own.ndim < 2 and getattr(like, 'bias', None) is not None
-            self._group_of(groups, like.bias if vector else like.weight)['params'].append(own)
+            shown = getattr(like, 'bias' if vector else 'weight', None)
+            self._group_of(groups, shown)['params'].append(own)
         if is_model_wrapper(runner.model):
             if not isinstance(runner.model, DistributedDataParallel):
                 raise ValueError(
@@ -117,7 +119,7 @@ class AttachedModule:
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
 
     @staticmethod
-    def _group_of(groups: list[dict], parameter: nn.Parameter) -> dict:
+    def _group_of(groups: list[dict], parameter: nn.Parameter | None) -> dict:
         for group in groups:
             if any(p is parameter for p in group['params']):
                 return group

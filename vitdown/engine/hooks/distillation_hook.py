@@ -111,13 +111,13 @@ class DistillationHook(ModuleHook):
         self._distiller = Distiller(model, losses, teacher, self.taps)
         if any(True for _ in losses.parameters()):
             self.attach(runner, '_'.join(losses), losses, self._classifier(model))
-        # Before hooks that add losses, but after those that (from before_train on) compute the
-        # model's own ones for other images.
-        self._handles = [model.register_forward_hook(self._weigh, prepend=True)]
+        # Already here, before any hook that adds losses: those are not the model's own.
+        self._handles = [model.register_forward_hook(self._weigh)]
 
     def _classifier(self, model: nn.Module) -> nn.Module:
         tap = Tap.parse(self.taps.get('student_logits', 'auto'), 'student_logits', model)
-        return find_module(model, tap.paths[0])
+        module = find_module(model, tap.paths[0])
+        return next((part for part in module.modules() if isinstance(part, nn.Linear)), module)
 
     def complete(self, loss: dict, model: nn.Module) -> dict:
         """The config of a loss, with what can be read from the model."""
@@ -345,7 +345,11 @@ class USKDHook(DistillationHook):
                 )
             loss['in_channels'] = width
         if loss['num_classes'] is None:
-            loss['num_classes'] = self._classifier(model).out_features
+            loss['num_classes'] = getattr(self._classifier(model), 'out_features', None)
+            if loss['num_classes'] is None:
+                raise ValueError(
+                    'Set num_classes in USKDHook: taps.student_logits names no linear classifier'
+                )
         return loss
 
 
