@@ -156,18 +156,6 @@ def test_a_config_that_may_hold_a_key_is_not_written(pruned, tiny_config, tmp_pa
     assert list(tmp_path.iterdir()) == [config]
 
 
-@pytest.mark.parametrize('as_recipe', [False, True])
-def test_a_config_that_may_hold_a_key_is_not_written(pruned, tiny_config, tmp_path, as_recipe):
-    config, out = tmp_path / 'secret.py', tmp_path / 'small.pth'
-    secret = dict(type='ConvUnlearnable', num_classes=6, key_file='correct-horse-battery-7261')
-    config.write_text(f"_base_ = '{tiny_config}'\ntransform = {secret}\n")
-    last = max(pruned.glob('epoch_*.pth'), key=lambda p: int(p.stem.split('_')[1]))
-    args = [tiny_config, last, out, '--recipe', config] if as_recipe else [config, last, out]
-    with pytest.raises(ValueError, match='Cannot read the key file'):
-        call_tool('export_pruned', *args)
-    assert list(tmp_path.iterdir()) == [config]
-
-
 @pytest.mark.parametrize('own_hook', [False, True])
 @pytest.mark.parametrize(('key', 'limit'), [('max_epochs', 1000), ('max_iters', 100_000)])
 def test_pruning_keeps_its_own_rate_and_counts_as_the_config(
