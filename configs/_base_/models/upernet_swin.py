@@ -13,7 +13,6 @@ model = dict(
         size=(512, 512),
     ),
     backbone=dict(
-        # MMDetection's reads the official weights as they are, MMSegmentation's does not.
         type='vitdown.SwinTransformer',
         arch='tiny',
         out_indices=(0, 1, 2, 3),
