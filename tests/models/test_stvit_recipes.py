@@ -113,10 +113,7 @@ def test_segmentation_recipe(size):
     """Swin's, for more iterations; the Swin twins train alike."""
     cfg = load(f'upernet_stvit-r-swin-{size}_8xb2-240k_ade20k-512x512')
     twin = load(f'upernet_swin-{size}_8xb2-240k_ade20k-512x512')
-    for key in (
-        'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'
-    ):  # fmt: skip
-        assert cfg[key] == twin[key]
+    assert cfg.model.backbone.arch == twin.model.backbone.arch
     assert_twins(cfg, twin, drop_path_rate=0.3)
     warmup, poly = cfg.param_scheduler
     assert (warmup.type, warmup.start_factor, warmup.begin, warmup.end, warmup.by_epoch) == (
@@ -152,15 +149,27 @@ def test_segmentation_recipe(size):
 
 
 def assert_twins(ours, swin, drop_path_rate):
-    """Of one size, one stochastic depth and one head."""
-    backbones = ours.model.backbone, swin.model.backbone
-    assert [backbone.type for backbone in backbones] == [
-        'vitdown.STViTSwin', 'vitdown.SwinTransformer'
-    ]  # fmt: skip
-    assert backbones[0].arch == backbones[1].arch
-    assert [backbone.drop_path_rate for backbone in backbones] == [drop_path_rate] * 2
+    """Of one stochastic depth, one head and one training."""
+    assert [cfg.model.backbone.drop_path_rate for cfg in (ours, swin)] == [drop_path_rate] * 2
     for key in (ours.model.keys() | swin.model.keys()) - {'backbone'}:
         assert ours.model[key] == swin.model[key], key
+    for key in (
+        'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'
+    ):  # fmt: skip
+        assert ours[key] == swin[key], key
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind'),
+    [
+        ('mask-rcnn_{}-mini_fpn_1xb4-4e_nuclei-256', 'stvit-r-swin'),
+        ('upernet_{}-mini_1xb8-4e_camvid-180x240', 'stvit-r-swin'),
+        ('{}-mini_1xb64-20e_flowers17-96x96', 'stvit-r-swin'),
+        ('{}-mini_1xb64-20e_flowers17-96x96', 'stvit-swin'),
+    ],
+)
+def test_small_models_train_as_their_twins(name, kind):
+    assert_twins(load(name.format(kind)), load(name.format('swin')), drop_path_rate=0.0)
 
 
 SCALES = [(side, 1333) for side in range(480, 801, 32)]
@@ -181,10 +190,7 @@ def test_detection_recipe(name, expected, size):
     """Values of the released configs and of Swin's; the Swin twins train alike."""
     cfg = load(name.format(f'stvit-r-swin-{size}'))
     twin = load(name.format(f'swin-{size}'))
-    for key in (
-        'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'
-    ):  # fmt: skip
-        assert cfg[key] == twin[key]
+    assert cfg.model.backbone.arch == twin.model.backbone.arch
     assert_twins(cfg, twin, drop_path_rate=0.3 if size == 'b' else 0.2)
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
     assert 'clip_grad' not in cfg.optim_wrapper
