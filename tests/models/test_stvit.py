@@ -378,6 +378,16 @@ def test_global_centres_have_the_depth_of_their_layer(recover, layer):
     assert depth == model.get_layer_depth(f'stages.2.blocks.{layer}.ln1.weight')
 
 
+@pytest.mark.parametrize('conv_stem', [False, True])
+def test_the_baseline_starts_alike(conv_stem):
+    model = SwinTransformer(dict(TINY, depths=[1, 1, 1, 1]), conv_stem=conv_stem)
+    model.init_weights()
+    attn = model.stages[3].blocks[0].attn.w_msa
+    assert attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert (attn.qkv.bias == 0).all()
+    assert attn.relative_position_bias_table.std().item() == pytest.approx(0.02, rel=0.2)
+
+
 def test_initial_weights():
     model = STViTSwin(TINY, key_mode='released_cls', use_global_center=True)
     model.init_weights()

@@ -2,10 +2,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.model.weight_init import trunc_normal_
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones import SwinTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitdown.registry import MODELS
 
@@ -15,6 +14,7 @@ from ..option_checks import check_flags, check_integers, check_numbers, refuse_t
 from ..pretrained import load_pretrained
 from ..quantization import quantizable
 from .stvit_stages import CompressedStage, ConvStem, DumbbellStage
+from .swin_transformer import init_linear_layers
 
 KEY_MODES = ('window', 'released_cls')
 
@@ -291,11 +291,7 @@ class STViTSwin(SwinTransformer):
             )
             return
         super().init_weights()
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear_layers(self)
 
 
 def _stage_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,7 +1,9 @@
 from typing import Any
 
+from mmengine.model import trunc_normal_init
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones import SwinTransformer as MMPretrainSwinTransformer
+from torch import nn
 
 from vitdown.registry import MODELS
 
@@ -43,10 +45,19 @@ class SwinTransformer(MMPretrainSwinTransformer):
             self.patch_embed = ConvStem(self.embed_dims, kwargs.get('in_channels', 3))
 
     def init_weights(self) -> None:
-        """Load the checkpoint of ``init_cfg``, else initialise as mmpretrain."""
+        """Load the checkpoint of ``init_cfg``, else initialise as Swin's authors."""
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             options = {k: v for k, v in self.init_cfg.items() if k != 'type'}
             own = [r'^norm\d\.', r'\.relative_position_index$']
             load_pretrained(self, **options, optional=own)
         else:
             super().init_weights()
+            if not self.init_cfg:
+                init_linear_layers(self)
+
+
+def init_linear_layers(backbone: nn.Module) -> None:
+    """Draw weights from a truncated normal distribution of deviation 0.02, without biases."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_init(module, std=0.02)
