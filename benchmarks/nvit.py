@@ -411,8 +411,13 @@ def check_work_dir(args: argparse.Namespace) -> None:
     settings = {key: value for key, value in vars(args).items() if key not in control}
     for key in ('checkpoint', 'latency_table'):
         settings[key] = hashlib.sha256(Path(settings[key]).read_bytes()).hexdigest()[:16]
+    settings = json.loads(json.dumps(settings))  # as they come back
     kept = Path(args.work_dir) / 'settings.json'
     if not kept.exists():
+        if any(kept.parent.glob('*/results.json')):
+            raise ConfigError(
+                f'{args.work_dir} holds results without their settings; name another --work-dir'
+            )
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(json.dumps(settings).encode(), kept)
     found = json.loads(kept.read_text())

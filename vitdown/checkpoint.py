@@ -268,7 +268,7 @@ def find_resumable_checkpoint(work_dir: str | os.PathLike) -> str | None:
     if pointer.is_file() and (target := pointer.read_text().strip()):
         candidates.insert(0, Path(target))
     problems = []
-    for candidate in filter(Path.is_file, candidates):
+    for candidate in filter(Path.is_file, dict.fromkeys(candidates)):
         try:
             load_checkpoint_file(candidate)
         except CheckpointError as error:

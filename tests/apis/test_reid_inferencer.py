@@ -177,6 +177,7 @@ def test_untrained_models_fill_no_log(tiny_config, caplog):
     logger.addHandler(caplog.handler)
     ReIDInferencer(tiny_config, device='cpu')
     logger.info('The log goes on.')
+    logger.removeHandler(caplog.handler)
     assert 'The log goes on.' in caplog.text
     assert 'patch_embed.projection.weight' not in caplog.text
 

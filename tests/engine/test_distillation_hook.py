@@ -652,11 +652,18 @@ def test_failed_step_leaves_no_tap_behind(tmp_path, teacher_file):
     assert not model.head.fc._forward_hooks
 
 
-@pytest.mark.parametrize('moment', ['resume', 'step', 'validation'])
+@pytest.mark.parametrize('moment', ['resume', 'layer', 'step', 'validation'])
 def test_failed_training_leaves_the_model_as_it_was(tmp_path, teacher_file, moment):
     class Fail(Hook):
         def after_load_checkpoint(self, runner, checkpoint):
             raise KeyboardInterrupt
+
+        def before_train_iter(self, runner, *args, **kwargs):
+            def interrupt(*args):
+                handle.remove()
+                raise KeyboardInterrupt
+
+            handle = runner.model.backbone.layers[-1].register_forward_hook(interrupt)
 
         def after_train_iter(self, runner, *args, **kwargs):
             raise KeyboardInterrupt
@@ -669,7 +676,10 @@ def test_failed_training_leaves_the_model_as_it_was(tmp_path, teacher_file, mome
     hooks = [SMMixHook(), nkd(teacher_file), dict(type='USKDHook')]
     train(build(classifier()), tmp_path, hooks, epochs=1)
     options = {}
-    names = dict(resume='after_load_checkpoint', step='after_train_iter', validation='before_val')
+    names = dict(
+        resume='after_load_checkpoint', layer='before_train_iter', step='after_train_iter',
+        validation='before_val',
+    )  # fmt: skip
     for name in set(names.values()) - {names[moment]}:
         delattr(Fail, name)
     if moment == 'resume':

@@ -194,6 +194,8 @@ def test_both_labels_of_a_mixed_image_count():
     probabilities = logits.softmax(dim=1)
     expected = torch.stack([probabilities[0, 0] + probabilities[0, 2], probabilities[1, 1]])
     torch.testing.assert_close(label_confidence(logits, scores), expected)
+    even = torch.full((2, 4), 0.25)
+    torch.testing.assert_close(label_confidence(logits, even), torch.ones(2))
     # What label smoothing gives to all labels makes none of them right.
     torch.testing.assert_close(label_confidence(logits, 0.9 * scores + 0.1 / 4), expected)
     model = build().train()

@@ -328,6 +328,8 @@ def test_the_baseline_may_have_the_same_stem():
     assert model(images)[0].shape == (2, 64, 2, 2)
     with pytest.raises(ValueError, match='conv_stem must be True or False'):
         SwinTransformer(arch, conv_stem='yes')
+    with pytest.raises(ValueError, match='leave out patch_size and patch_cfg'):
+        SwinTransformer(arch, conv_stem=True, patch_size=2)
 
 
 def test_stem_can_be_fused():

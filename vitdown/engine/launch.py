@@ -168,7 +168,8 @@ def _checked_option(cfg: Config, key: str, value: Any) -> Any:
         done += f'.{part}'
     if isinstance(value, dict) and not isinstance(node, (Mapping, list)):
         return {**value, '_delete_': True}
-    if isinstance(value, str) and isinstance(node, Mapping) and 'type' in node:
+    is_name = isinstance(value, str) and not value.endswith('.py') and '::' not in value
+    if is_name and isinstance(node, Mapping) and 'type' in node:
         raise ConfigError(
             f'--cfg-options {key}={value}: {key} is a dict; to replace it, '
             f'{key}="dict(_delete_=True, type={value!r})"'

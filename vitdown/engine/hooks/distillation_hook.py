@@ -143,6 +143,8 @@ class DistillationHook(ModuleHook):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._seen is not None:  # interrupted within a step, after which no hook is called
+            self._seen.__exit__()
         self._distiller = self._seen = None
 
     def _start(self, model: nn.Module, args: tuple, kwargs: dict) -> None:

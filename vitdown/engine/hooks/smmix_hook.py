@@ -269,6 +269,8 @@ class SMMixHook(ModuleHook):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._step is not None and self._step.recorder is not None:
+            self._step.recorder.__exit__()  # interrupted within a step
         self._step = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -39,6 +39,8 @@ class SwinTransformer(MMPretrainSwinTransformer):
     ) -> None:
         refuse_token_fusion(self, token_fusion, 'attends in windows')
         check_flags(conv_stem=conv_stem)
+        if conv_stem and not kwargs.keys().isdisjoint({'patch_size', 'patch_cfg'}):
+            raise ValueError('conv_stem replaces patches: leave out patch_size and patch_cfg')
         super().__init__(*args, img_size=img_size, **kwargs)
         self.img_size = to_2tuple(img_size)
         if conv_stem:

@@ -13,7 +13,8 @@ def label_confidence(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits (Tensor): ``(B, K)``.
         targets (Tensor): Labels ``(B,)``, or scores ``(B, K)`` of mixed images, of which every
-            label above the smallest counts: that is what label smoothing gives to all.
+            label above the smallest counts: that is what label smoothing gives to all. Where all
+            are equal, all count; so of two classes the larger one alone does, or both.
 
     Returns:
         Tensor: ``(B,)`` float32 in [0, 1].
@@ -22,6 +23,7 @@ def label_confidence(logits: Tensor, targets: Tensor) -> Tensor:
     if targets.ndim == 1:
         return probabilities.gather(1, targets[:, None])[:, 0]
     mixed = targets > targets.amin(dim=-1, keepdim=True)
+    mixed |= targets == targets.amax(dim=-1, keepdim=True)
     return (probabilities * mixed).sum(dim=-1)
 
 
