@@ -19,7 +19,7 @@ from ..unlearnable import (
     poison_mask,
     read_key,
 )
-from ..unlearnable.filters import check_filter_options, draw_filter
+from ..unlearnable.filters import check_filter_options, check_protection_size, draw_filter
 
 _DENSE_KEYS = ('gt_bboxes', 'gt_masks', 'gt_seg_map', 'instances', 'seg_map_path')
 
@@ -86,8 +86,7 @@ class ConvUnlearnable(BaseTransform):
         for name, value in (('grayscale', grayscale), ('same_filter', same_filter)):
             if not isinstance(value, bool):
                 raise ValueError(f'{name} must be True or False, got {value!r}.')
-        if kernel_size == 1:
-            raise ValueError('A filter of kernel_size 1 protects nothing; take 3 or more.')
+        check_protection_size(kernel_size)
         self._seed = read_key(key_file, key_variable).seed
         filters = class_filters(
             self._seed, num_classes, kernel_size, blur_parameter, center, same_filter

@@ -39,6 +39,16 @@ def check_filter_options(
         raise ValueError('Without a center, blur_parameter must be above 0: all cells would be 0.')
 
 
+def check_protection_size(kernel_size: int) -> None:
+    """Refuse filters of one cell, which are the same for all classes.
+
+    Raises:
+        ValueError: The size is 1.
+    """
+    if kernel_size == 1:
+        raise ValueError('A filter of kernel_size 1 protects nothing; take 3 or more.')
+
+
 def _is_a(kind: type, value: Any) -> bool:
     """Whether a value is a number of this kind; True and False are none."""
     return isinstance(value, kind) and not isinstance(value, bool)

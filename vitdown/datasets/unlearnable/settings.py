@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .filters import check_filter_options
+from .filters import check_filter_options, check_protection_size
 
 #: Formats of the output, with the options by which Pillow saves them
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -65,10 +65,9 @@ class Settings:
     def __post_init__(self) -> None:
         try:
             check_filter_options(self.kernel_size, self.blur_parameter)
+            check_protection_size(self.kernel_size)
         except ValueError as error:
             raise ProtectionError(str(error)) from None
-        if self.kernel_size == 1:
-            raise ProtectionError('A filter of kernel_size 1 protects nothing; take 3 or more.')
         if not 0 <= self.poison_fraction <= 1:
             raise ProtectionError(f'The fraction must be 0 to 1, got {self.poison_fraction}.')
         if self.image_format not in FORMATS:

@@ -1,6 +1,6 @@
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from numbers import Integral
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitdown.datasets.unlearnable.filters import check_filter_options
 from vitdown.models.attacks import deconvolution_attack, pgd_attack
+from vitdown.models.distillation import evaluation_mode
 from vitdown.registry import HOOKS
 
 
@@ -89,18 +90,6 @@ def _check_steps(steps: int) -> None:
         raise ValueError(f'steps must be an integer of at least 1, got {steps}.')
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module returns to the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 @HOOKS.register_module()
 class PGDTrainingHook(AttackHook):
     """Adversarial training with projected gradient descent: every batch is attacked.
@@ -143,7 +132,7 @@ class PGDTrainingHook(AttackHook):
         )
 
     def attack(self, model: nn.Module, pixels: Tensor, data_samples: Sequence) -> Tensor:
-        with _evaluating(model):
+        with evaluation_mode(model):
             return pgd_attack(
                 lambda images: _loss(model, images, data_samples), pixels, **self.options
             )
@@ -183,7 +172,7 @@ class DeconvolutionTrainingHook(AttackHook):
         labels = torch.cat([sample.gt_label for sample in data_samples])
 
         def loss(images: Tensor, index: Tensor) -> Tensor:
-            with _evaluating(model) if len(index) == 1 else nullcontext():
+            with evaluation_mode(model) if len(index) == 1 else nullcontext():
                 return _loss(model, images, [data_samples[i] for i in index.tolist()])
 
         return deconvolution_attack(loss, pixels, labels, **self.options)[0]
